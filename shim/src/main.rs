@@ -1,0 +1,2 @@
+//! See the house notes.
+fn main() {}

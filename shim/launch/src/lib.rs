@@ -1,1 +1,21 @@
-//! See the house notes.
+//! The fence: all code that runs between clone and exec, and every `unsafe` of the shim.
+//!
+//! A [`Plan`] is a list of steps ([`Op`]) computed beforehand; [`spawn`] clones once and the child
+//! interprets the list with raw system calls only (no allocation, no panic, no library state),
+//! then parks at its gate until [`Parked::open_gate`], then execs.
+//!
+//! ```text
+//! spawn --> Pending --> Rendezvous(n) --proceed()--> Pending --> Ready --open_gate()--> Pending --> Running
+//!               \______________________ Failed(op, errno, text) _______________________/
+//! ```
+//! `status_fd` becomes readable for each change. After `Running` the pidfd is all that is left.
+//!
+//! Not here: what a container is (corten-oci), waiting and async (the shim).
+
+#![allow(unsafe_code)]
+
+mod parked;
+mod plan;
+
+pub use parked::{Exit, Failure, Kind, Parked, Status, reap, spawn};
+pub use plan::{Caps, Exec, Fd, FsOption, IdMaps, Make, Op, Plan, Rlimit, SLOTS, Step, cstr};

@@ -1,1 +1,28 @@
-//! See the house notes.
+//! config.json in, [`corten_launch::Plan`] out; cgroups beside it. The OCI runtime of the shim, in-process.
+//!
+//! Whole life of a container, as the shim drives it:
+//! ```text
+//! let spec   = Spec::parse(&bytes)?;
+//! let cgroup = Cgroup::create(&spec, id, &options)?;          // made, limits applied, empty
+//! let init   = plan_init(&spec, InitParams { .. })?;          // warnings to log
+//! let mut p  = corten_launch::spawn(&init.plan)?;             // status_fd -> Rendezvous(HOOKS)? -> Ready
+//! //   at Rendezvous(HOOKS): run hooks prestart, createRuntime, createContainer, then p.proceed()
+//! //   start: hooks startContainer, p.open_gate() -> Running; then hooks poststart
+//! //   exec:  plan_exec(&spec, &process, ExecParams { .. }) -> spawn -> Ready -> open_gate
+//! //   exit:  pidfd readable -> corten_launch::reap; cgroup.kill() for a shared pid namespace
+//! //   delete: cgroup.delete(); hooks poststop
+//! ```
+//! Pure but for cgroupfs, opening of descriptors for the child, and reading /etc/passwd in the rootfs.
+//! Anything in the document this engine cannot do is an error, never ignored.
+
+pub mod cgroup;
+mod error;
+pub mod hooks;
+mod init;
+pub mod spec;
+
+pub use cgroup::Cgroup;
+pub use error::{Error, Kind, Result};
+pub use hooks::{HookRun, State};
+pub use init::{ExecParams, HOOKS, InitParams, InitPlan, Stdio, plan_exec, plan_init};
+pub use spec::{Process, Resources, Spec};

@@ -1,0 +1,46 @@
+//! The plugin types: containerd's URIs tied to our traits.
+
+use corten_registry::Kind;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $uri:literal => $interface:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name;
+        impl Kind for $name {
+            const URI: &'static str = $uri;
+            type Interface = $interface;
+        }
+    )*};
+}
+
+kinds! {
+    /// Blob back ends.
+    Content = "io.containerd.content.v1" => dyn crate::content::Backend;
+    /// Snapshotter back ends.
+    Snapshotter = "io.containerd.snapshotter.v1" => dyn crate::snapshots::Snapshotter;
+    /// Differs.
+    Differ = "io.containerd.differ.v1" => dyn crate::diff::Differ;
+    /// The metadata database.
+    Metadata = "io.containerd.metadata.v1" => dyn crate::metadata::Metadata;
+    /// The event exchange.
+    Event = "io.containerd.event.v1" => dyn crate::events::Events;
+    /// Leases.
+    Lease = "io.containerd.lease.v1" => dyn crate::leases::Leases;
+    /// The garbage collection scheduler.
+    Gc = "io.containerd.gc.v1" => dyn crate::gc::Scheduler;
+    /// The runtime manager.
+    Runtime = "io.containerd.runtime.v2" => dyn crate::runtime::Tasks;
+    /// The stream registry.
+    Streaming = "io.containerd.streaming.v1" => dyn crate::streaming::Streams;
+    /// Transfers.
+    Transfer = "io.containerd.transfer.v1" => dyn crate::transfer::Transfer;
+    /// The sandbox records.
+    SandboxStore = "io.containerd.sandbox.store.v1" => dyn crate::sandbox::Sandboxes;
+    /// gRPC façades.
+    Grpc = "io.containerd.grpc.v1" => dyn crate::service::GrpcService;
+    /// ttrpc façades.
+    Ttrpc = "io.containerd.ttrpc.v1" => dyn crate::service::TtrpcService;
+    /// What the daemon tells about itself.
+    Internal = "io.containerd.internal.v1" => dyn std::any::Any + Send + Sync;
+}

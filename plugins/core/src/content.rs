@@ -188,7 +188,10 @@ pub async fn read_blob(
     if reader.size() > limit {
         return Err(crate::Error::new(
             crate::Kind::ResourceExhausted,
-            format!("blob {digest} of {} bytes is larger than {limit}", reader.size()),
+            format!(
+                "blob {digest} of {} bytes is larger than {limit}",
+                reader.size()
+            ),
         ));
     }
     let read = tokio::task::spawn_blocking(move || {

@@ -121,7 +121,15 @@ mod tests {
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
         assert_eq!(Digest::parse(good.as_str()).unwrap(), good);
-        for bad in ["", ":", "sha256:", "sha256:ab", "md5:00", "sha256", "sha256:../../etc"] {
+        for bad in [
+            "",
+            ":",
+            "sha256:",
+            "sha256:ab",
+            "md5:00",
+            "sha256",
+            "sha256:../../etc",
+        ] {
             assert!(Digest::parse(bad).is_err(), "{bad}");
         }
         assert!(Digest::parse(&good.as_str().to_uppercase()).is_err());

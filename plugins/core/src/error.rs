@@ -67,7 +67,11 @@ pub struct Error {
 impl Error {
     /// `Error::new(Kind::NotFound, format!("image {name:?}: not found"))`.
     pub fn new(kind: Kind, context: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
     }
 
     /// `<what>: not found`, containerd's usual wording.
@@ -87,7 +91,10 @@ impl Error {
 
     /// `<what>: failed precondition`.
     pub fn precondition(what: impl fmt::Display) -> Self {
-        Self::new(Kind::FailedPrecondition, format!("{what}: failed precondition"))
+        Self::new(
+            Kind::FailedPrecondition,
+            format!("{what}: failed precondition"),
+        )
     }
 
     /// `<what>: not implemented`.
@@ -115,7 +122,11 @@ impl Error {
     /// Says what was attempted; keeps the class.
     #[must_use]
     pub fn context(self, what: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind: self.kind, context: what.into(), source: Some(Box::new(self)) }
+        Self {
+            kind: self.kind,
+            context: what.into(),
+            source: Some(Box::new(self)),
+        }
     }
 
     /// The same error with another class, for the edges where containerd maps one to another.
@@ -129,7 +140,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.context)?;
-        let Some(source) = self.source.as_deref() else { return Ok(()) };
+        let Some(source) = self.source.as_deref() else {
+            return Ok(());
+        };
         write!(f, ": {source}")?;
         let mut next = source.source();
         while let Some(e) = next {
@@ -191,8 +204,13 @@ mod tests {
 
     #[test]
     fn display_is_one_line_with_all_causes_and_the_class_survives() {
-        let e = Error::not_found("blob sha256:00").context("read manifest").context("pull");
-        assert_eq!(e.to_string(), "pull: read manifest: blob sha256:00: not found");
+        let e = Error::not_found("blob sha256:00")
+            .context("read manifest")
+            .context("pull");
+        assert_eq!(
+            e.to_string(),
+            "pull: read manifest: blob sha256:00: not found"
+        );
         assert_eq!(e.kind(), Kind::NotFound);
     }
 }

@@ -145,7 +145,11 @@ impl Parser<'_> {
             return self.quoted('"');
         }
         let text = self.take(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '/'));
-        if text.is_empty() { Err(self.error("expected field or quoted")) } else { Ok(text) }
+        if text.is_empty() {
+            Err(self.error("expected field or quoted"))
+        } else {
+            Ok(text)
+        }
     }
 
     fn value(&mut self, pattern: bool) -> Result<String> {
@@ -154,7 +158,11 @@ impl Parser<'_> {
             Some(d @ ('/' | '|')) if pattern => self.quoted(d),
             _ => {
                 let text = self.take(|c| c != ',');
-                if text.is_empty() { Err(self.error("expected value or quoted")) } else { Ok(text) }
+                if text.is_empty() {
+                    Err(self.error("expected value or quoted"))
+                } else {
+                    Ok(text)
+                }
             }
         }
     }
@@ -226,7 +234,11 @@ mod tests {
     }
 
     fn check(filters: &[&str], want: bool) {
-        assert_eq!(Filter::parse(filters).unwrap().matches(&Record), want, "{filters:?}");
+        assert_eq!(
+            Filter::parse(filters).unwrap().matches(&Record),
+            want,
+            "{filters:?}"
+        );
     }
 
     #[test]

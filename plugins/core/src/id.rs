@@ -87,7 +87,11 @@ mod tests {
             validate(good).unwrap();
         }
         for bad in ["", ".a", "a.", "a..b", "a/b", "a b", "ä", &"x".repeat(77)] {
-            assert_eq!(validate(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
+            assert_eq!(
+                validate(bad).unwrap_err().kind(),
+                Kind::InvalidArgument,
+                "{bad}"
+            );
         }
     }
 }

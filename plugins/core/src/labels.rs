@@ -46,7 +46,10 @@ pub fn validate(key: &str, value: &str) -> Result<()> {
     if size > MAX_SIZE {
         let mut short = key;
         if key.len() > 10 {
-            let end = (0..=10).rev().find(|i| key.is_char_boundary(*i)).unwrap_or(0);
+            let end = (0..=10)
+                .rev()
+                .find(|i| key.is_char_boundary(*i))
+                .unwrap_or(0);
             short = &key[..end];
         }
         return Err(Error::invalid(format!(

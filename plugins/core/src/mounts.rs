@@ -27,7 +27,8 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
                     .options
                     .iter()
                     .find_map(|o| o.strip_prefix("upperdir=").map(str::to_owned));
-                m.options.retain(|o| !o.starts_with("upperdir=") && !o.starts_with("workdir="));
+                m.options
+                    .retain(|o| !o.starts_with("upperdir=") && !o.starts_with("workdir="));
                 if let Some(upper) = upper {
                     for o in &mut m.options {
                         if let Some(lower) = o.strip_prefix("lowerdir=") {

@@ -28,7 +28,9 @@ impl Reference {
         if host.is_empty() {
             return invalid("hostname required");
         }
-        if text.chars().any(|c| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '%'))
+        if text
+            .chars()
+            .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '%'))
         {
             return invalid("invalid reference");
         }
@@ -44,7 +46,10 @@ impl Reference {
         if path.split('/').any(|p| p == "..") || object.split('/').any(|p| p == "..") {
             return invalid("path must not contain \"..\"");
         }
-        Ok(Self { locator: format!("{host}/{path}"), object: object.to_owned() })
+        Ok(Self {
+            locator: format!("{host}/{path}"),
+            object: object.to_owned(),
+        })
     }
 
     /// The registry host with its port.
@@ -88,7 +93,16 @@ mod tests {
 
     #[test]
     fn bad_references() {
-        for bad in ["", "busybox", "/a", "h/", "h/../x", "h/a/../../b:t", "http://h/a", "h/a b"] {
+        for bad in [
+            "",
+            "busybox",
+            "/a",
+            "h/",
+            "h/../x",
+            "h/a/../../b:t",
+            "http://h/a",
+            "h/a b",
+        ] {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }
     }

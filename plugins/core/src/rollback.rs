@@ -24,7 +24,9 @@ pub struct Rollback {
 
 impl std::fmt::Debug for Rollback {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.undos.iter().map(|u| u.0)).finish()
+        f.debug_list()
+            .entries(self.undos.iter().map(|u| u.0))
+            .finish()
     }
 }
 
@@ -92,7 +94,11 @@ mod tests {
             let log = log.clone();
             r.push(name, async move {
                 log.lock().push(name);
-                if name == "b" { Err(Error::internal("b is stuck")) } else { Ok(()) }
+                if name == "b" {
+                    Err(Error::internal("b is stuck"))
+                } else {
+                    Ok(())
+                }
             });
         }
         r.run().await;

@@ -21,13 +21,19 @@ pub struct Scope {
 impl Scope {
     /// A scope without lease.
     pub fn new(namespace: Namespace) -> Self {
-        Self { namespace, lease: None }
+        Self {
+            namespace,
+            lease: None,
+        }
     }
 
     /// The same namespace under `lease`.
     #[must_use]
     pub fn with_lease(&self, lease: impl Into<String>) -> Self {
-        Self { namespace: self.namespace.clone(), lease: Some(lease.into()) }
+        Self {
+            namespace: self.namespace.clone(),
+            lease: Some(lease.into()),
+        }
     }
 
     /// Reads the headers of a gRPC request.
@@ -47,7 +53,9 @@ impl Scope {
                 .transpose()
         };
         let namespace = Namespace::new(header(NAMESPACE_HEADER)?.unwrap_or_default())?;
-        let lease = header(LEASE_HEADER)?.filter(|l| !l.is_empty()).map(str::to_owned);
+        let lease = header(LEASE_HEADER)?
+            .filter(|l| !l.is_empty())
+            .map(str::to_owned);
         Ok(Self { namespace, lease })
     }
 }

@@ -1,0 +1,163 @@
+//! From a configuration to a serving daemon, and from a signal to its end.
+//!
+//! Order: log, folders, plugins, sockets, READY; then a signal, STOPPING, drain. Sockets are bound after the plugins
+//! started, so that a client that gets through finds everything (the runtime has reconnected its shims by then).
+//! Containers are not touched at the end: their shims live on.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use corten_core::kinds;
+use corten_registry::{BootOptions, Plugins, Properties, Registration};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::builtins::{Shared, all};
+use crate::cli::VERSION;
+use crate::config::{Config, unknown_plugin_keys};
+use crate::{host, server};
+
+/// How long running calls may go on after the signal to stop.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// More workers than this only cost memory.
+const MAX_WORKERS: usize = 4;
+
+/// Runs the daemon until a signal ends it.
+pub(crate) fn run(config: Config, warnings: Vec<String>) -> Result<()> {
+    let begun = Instant::now();
+    log_to_stderr(&config)?;
+    for text in warnings {
+        warn!("{text}");
+    }
+    info!(version = VERSION, root = %config.root.display(), state = %config.state.display(), "starting cortend");
+    host::folders(&config)?;
+    host::oom_score(config.oom_score);
+    host::cgroup(&config.cgroup.path)?;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        // Idle blocking threads keep their stacks and malloc arenas: give them back soon.
+        .thread_keep_alive(Duration::from_secs(2))
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let outcome = runtime.block_on(serve(config, begun));
+    // Parked calls (Wait, Subscribe) never end by themselves; shims and clients cope with a closed connection.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    outcome
+}
+
+async fn serve(config: Config, begun: Instant) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
+    let mut dump = signal(SignalKind::user_defined1()).context("listen to SIGUSR1")?;
+    let (grpc, ttrpc) = (config.grpc()?, config.ttrpc()?);
+    let shared = Shared::default();
+    let registrations = all(&shared);
+    let options = boot_options(&config, &registrations, &grpc.address, &ttrpc.address)?;
+    let plugins = Plugins::boot(registrations, options).await?;
+    shared.plugins.set(plugins.records().to_vec());
+    if plugins.all::<kinds::Grpc>().is_empty() {
+        bail!("no gRPC service could be started");
+    }
+    let servers = server::Servers::start(&plugins, &grpc, &ttrpc).await?;
+    info!(seconds = begun.elapsed().as_secs_f64(), "containerd successfully booted");
+    notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = dump.recv() => log_threads(),
+        }
+    }
+    info!("stopping; running containers go on");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    servers.drain(PATIENCE).await;
+    Ok(())
+}
+
+fn boot_options(
+    config: &Config,
+    registrations: &[Registration],
+    grpc_address: &str,
+    ttrpc_address: &str,
+) -> Result<BootOptions> {
+    let mut tables: BTreeMap<String, toml::Table> = BTreeMap::new();
+    for (uri, table) in &config.plugins {
+        match registrations.iter().find(|r| r.uri() == *uri) {
+            Some(r) => {
+                let defaults = r.default_config().cloned().unwrap_or_default();
+                for text in unknown_plugin_keys(uri, table, &defaults) {
+                    warn!("{text}");
+                }
+                let mut merged = defaults;
+                merged.extend(table.clone());
+                tables.insert(uri.clone(), merged);
+            }
+            None if uri.starts_with("io.containerd.server.v1.") => {}
+            None => info!(plugin = %uri, "config for a plugin that this build does not have"),
+        }
+    }
+    Ok(BootOptions {
+        properties: Properties {
+            root: config.root.clone(),
+            state: config.state.clone(),
+            grpc_address: grpc_address.to_owned(),
+            ttrpc_address: ttrpc_address.to_owned(),
+            version: VERSION.to_owned(),
+            timeouts: config.timeouts()?,
+        },
+        disabled: config.disabled_plugins.iter().cloned().collect(),
+        required: config.required_plugins.clone(),
+        config: tables,
+    })
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "sd_notify failed");
+    }
+}
+
+/// SIGUSR1: what each thread is doing, as far as the kernel tells.
+fn log_threads() {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return };
+    for thread in threads.filter_map(Result::ok) {
+        let read = |name: &str| {
+            std::fs::read_to_string(thread.path().join(name)).unwrap_or_default().trim().to_owned()
+        };
+        info!(
+            thread = %thread.file_name().to_string_lossy(),
+            name = %read("comm"),
+            waits_in = %read("wchan"),
+            syscall = %read("syscall"),
+            "thread"
+        );
+    }
+}
+
+fn log_to_stderr(config: &Config) -> Result<()> {
+    let level = match config.debug.level.as_str() {
+        "" | "info" => "info",
+        "trace" => "trace",
+        "debug" => "debug",
+        "warn" | "warning" => "warn",
+        "error" | "fatal" | "panic" => "error",
+        other => bail!("log level {other:?} is not one of trace, debug, info, warn, error, fatal, panic"),
+    };
+    // The libraries below us speak at their own volume.
+    let filter = match level {
+        "trace" => EnvFilter::new("trace"),
+        _ => EnvFilter::new(format!("{level},h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,tower=warn,rustls=warn")),
+    };
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match config.debug.format.as_str() {
+        "" | "text" => builder.with_ansi(false).try_init(),
+        "json" => builder.json().flatten_event(true).try_init(),
+        other => bail!("log format {other:?} is neither text nor json"),
+    };
+    set.map_err(|e| anyhow::anyhow!("start logging: {e}"))
+}

@@ -1,0 +1,47 @@
+//! THE list of built-in plugins, one line each.
+
+use corten_registry::Registration;
+use corten_services::introspection::PluginCell;
+
+/// What the daemon shares with plugins that look back at it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shared {
+    /// Filled after boot; introspection reads it.
+    pub(crate) plugins: PluginCell,
+}
+
+/// All of them, in the order in which they start where dependencies leave a choice.
+pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
+    vec![
+        corten_content::local::registration(),
+        corten_events::exchange::registration(),
+        corten_snapshots::overlayfs::registration(),
+        corten_snapshots::native::registration(),
+        corten_metadata::bolt::registration(),
+        corten_metadata::leases::registration(),
+        corten_metadata::scheduler::registration(),
+        corten_metadata::sandboxes::registration(),
+        corten_diff::walking::registration(),
+        corten_transfer::streaming::registration(),
+        corten_transfer::local::registration(),
+        corten_runtime::task::registration(),
+        corten_services::containers::registration(),
+        corten_services::content::registration(),
+        corten_services::diff::registration(),
+        corten_services::events::registration(),
+        corten_services::events_ttrpc::registration(),
+        corten_services::health::registration(),
+        corten_services::images::registration(),
+        corten_services::introspection::registration(shared.plugins.clone()),
+        corten_services::leases::registration(),
+        corten_services::mounts::registration(),
+        corten_services::namespaces::registration(),
+        corten_services::sandbox::registration(),
+        corten_services::sandbox_controller::registration(),
+        corten_services::snapshots::registration(),
+        corten_services::streaming::registration(),
+        corten_services::tasks::registration(),
+        corten_services::transfer::registration(),
+        corten_services::version::registration(),
+    ]
+}

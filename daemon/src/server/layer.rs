@@ -1,0 +1,155 @@
+//! The one layer around every gRPC call: a span, the log line of a failure, panics, and the count of calls in flight.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use corten_core::scope::NAMESPACE_HEADER;
+use futures::FutureExt as _;
+use tokio::sync::Notify;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::{debug, error};
+
+/// Calls that last as long as their client wants: the drain does not wait for them.
+const ENDLESS: [&str; 5] = ["/Wait", "/Subscribe", "/Stream", "/Watch", "/GetContainerEvents"];
+
+/// Counts the finite calls that are running.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InFlight {
+    inner: Arc<Counter>,
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    running: AtomicUsize,
+    changed: Notify,
+}
+
+struct Guard(Option<Arc<Counter>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(c) = &self.0 {
+            c.running.fetch_sub(1, Ordering::AcqRel);
+            c.changed.notify_waiters();
+        }
+    }
+}
+
+impl InFlight {
+    fn enter(&self, path: &str) -> Guard {
+        if ENDLESS.iter().any(|e| path.ends_with(e)) {
+            return Guard(None);
+        }
+        self.inner.running.fetch_add(1, Ordering::AcqRel);
+        Guard(Some(self.inner.clone()))
+    }
+
+    /// Returns once no finite call runs. Cancel-safe.
+    pub(super) async fn idle(&self) {
+        loop {
+            let changed = self.inner.changed.notified();
+            if self.inner.running.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// The layer.
+#[derive(Debug, Clone)]
+pub(super) struct CallLayer {
+    in_flight: InFlight,
+}
+
+impl CallLayer {
+    pub(super) fn new(in_flight: InFlight) -> Self {
+        Self { in_flight }
+    }
+}
+
+impl<S> Layer<S> for CallLayer {
+    type Service = Call<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        Call { inner, in_flight: self.in_flight.clone() }
+    }
+}
+
+/// A service with the layer around it.
+#[derive(Debug, Clone)]
+pub(super) struct Call<S> {
+    inner: S,
+    in_flight: InFlight,
+}
+
+impl<S> Service<http::Request<Body>> for Call<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let path = request.uri().path().to_owned();
+        let namespace = request
+            .headers()
+            .get(NAMESPACE_HEADER)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        let guard = self.in_flight.enter(&path);
+        let begun = Instant::now();
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let outcome = AssertUnwindSafe(answer).catch_unwind().await;
+            drop(guard);
+            let Ok(response) = outcome else {
+                // A bug of ours must not take the daemon and its other clients with it (CVE-2026-95839).
+                error!(method = %path, %namespace, "a call panicked");
+                return Ok(Status::internal("internal error: the call panicked").into_http());
+            };
+            let response = response?;
+            let took = begun.elapsed().as_secs_f64();
+            match Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok) {
+                Some(status) => {
+                    debug!(method = %path, %namespace, code = ?status.code(), error = status.message(), took, "call failed");
+                }
+                None => debug!(method = %path, %namespace, took, "call"),
+            }
+            Ok(response)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn idle_waits_for_finite_calls_only() {
+        let f = InFlight::default();
+        let endless = f.enter("/containerd.services.tasks.v1.Tasks/Wait");
+        f.idle().await;
+        let finite = f.enter("/containerd.services.tasks.v1.Tasks/Create");
+        let waiting = f.clone();
+        let idle = tokio::spawn(async move { waiting.idle().await });
+        tokio::task::yield_now().await;
+        assert!(!idle.is_finished());
+        drop(finite);
+        idle.await.unwrap();
+        drop(endless);
+    }
+}

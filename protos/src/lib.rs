@@ -37,6 +37,7 @@ mod generated {
 pub use generated::*;
 
 pub mod any;
+mod redact;
 pub mod time;
 #[cfg(feature = "ttrpc")]
 pub mod ttrpc;

@@ -74,6 +74,9 @@ struct Stubs {
 
 impl ServiceGenerator for Stubs {
     fn generate(&mut self, service: prost_build::Service, buf: &mut String) {
+        if service.package == ttrpc::TWIN.1 {
+            buf.push_str(&format!("pub use {}::*;\n", ttrpc::TWIN.2));
+        }
         if self.ttrpc {
             ttrpc::print(&service, buf);
         }

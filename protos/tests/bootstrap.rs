@@ -1,4 +1,5 @@
 //! The messages of a shim's start, as they go through its stdin and stdout.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
 //! The printed ttrpc stubs against each other over a socket, on the one thread that a shim has.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![cfg(feature = "ttrpc")]
 
 use std::sync::Arc;

@@ -117,6 +117,11 @@ impl Context {
         self.meta.capabilities.push(name.into());
     }
 
+    /// Adds a platform that the plugin serves.
+    pub fn platform(&mut self, platform: Platform) {
+        self.meta.platforms.push(platform);
+    }
+
     /// Adds the host's platform to the plugin's platforms.
     pub fn host_platform(&mut self) {
         self.meta.platforms.push(Platform::host());

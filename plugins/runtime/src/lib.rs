@@ -1,1 +1,24 @@
-//! See the house notes.
+//! corten-runtime: tasks in shims. The daemon's half of containerd's shim protocol.
+//!
+//! ```text
+//! manager    io.containerd.shim.v1 "manager": what every shim is started with
+//! discovery  runtime name -> binary              bundle     a task's folders
+//! command    start, delete, -info                bootstrap  what `start` is told and answers
+//! connection one watched ttrpc connection        shim       one container's shim: the Task trait
+//! task       io.containerd.runtime.v2 "task": create, delete, what a lost connection means
+//! restore    shims of a previous daemon          log        the shim's log FIFO
+//! features   what must be asked of the runtime before a spec is handed to it
+//! ```
+//! The daemon keeps no state of a container that its shim has: it asks. Shims that speak gRPC are not served yet.
+
+mod bootstrap;
+mod bundle;
+mod command;
+mod connection;
+mod discovery;
+mod features;
+mod log;
+pub mod manager;
+mod restore;
+mod shim;
+pub mod task;

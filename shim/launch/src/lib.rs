@@ -14,8 +14,18 @@
 
 #![allow(unsafe_code)]
 
+pub mod bpf;
+mod child;
+mod children;
+mod fs;
+pub mod mounts;
 mod parked;
 mod plan;
+mod sys;
+mod wire;
 
-pub use parked::{Exit, Failure, Kind, Parked, Status, reap, spawn};
-pub use plan::{Caps, Exec, Fd, FsOption, IdMaps, Make, Op, Plan, Rlimit, SLOTS, Step, cstr};
+pub use children::{peek_child, signal, trim_heap};
+pub use parked::{Exit, Failure, Kind, Parked, Status, reap, spawn, user_namespace};
+pub use plan::{
+    Caps, Exec, Fd, FsOption, IdMaps, Make, Node, Op, Plan, Rlimit, SLOTS, Sched, Step, cstr,
+};

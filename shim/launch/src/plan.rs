@@ -60,8 +60,33 @@ pub struct FsOption {
     pub value: Option<CString>,
 }
 
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Node {
+    pub path: CString,
+    /// Type bits and permissions.
+    pub mode: u32,
+    pub major: u32,
+    pub minor: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Arguments of sched_setattr(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Sched {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
 /// One step of the child. Paths of steps with a `root` are resolved inside that directory
-/// (`RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`); plain `path`s are host paths, used before the pivot.
+/// (`RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`), a `fd` is used as it is; plain `path`s are host
+/// paths and belong before the change of root.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Reports `Status::Rendezvous(n)` and waits for [`crate::Parked::proceed`].
@@ -73,66 +98,58 @@ pub enum Op {
         ns: Fd,
         flags: u32,
     },
+    /// `unshare(flags)`.
     Unshare(u32),
-    /// Continues in a sibling (CLONE_PARENT), so that a pid namespace made by `Unshare` takes effect.
-    Refork,
+    /// Goes on in a sibling made with these CLONE_NEW* flags: a pid namespace inside a joined user
+    /// namespace, or a new user namespace after namespaces were joined by path.
+    Refork {
+        flags: u64,
+    },
     /// Writes `0` to an open v1 `tasks` or v2 `cgroup.procs` file.
     JoinCgroup(Fd),
-    /// Writes `data` to the host file `path` in one write(2).
-    Write {
-        path: CString,
-        data: Vec<u8>,
-    },
-    /// The same below /proc; fails unless the file is on procfs.
+    /// Writes `data` to a file below /proc in one write(2); fails unless the file is on procfs.
     WriteProc {
         path: CString,
         data: Vec<u8>,
     },
     SetSid,
-    /// Host path to register, O_PATH.
-    Open {
-        path: CString,
-        directory: bool,
-        out: u8,
-    },
-    /// Changes propagation of the mount at `path` (mount(2) MS_SHARED.. with MS_REC).
+    /// Changes propagation (MS_SHARED.. with or without MS_REC) of the mount that holds `path`.
     Propagation {
         path: CString,
         flags: u64,
     },
-    /// Makes the mount that holds `path` private or slave, without MS_REC: pivot_root's condition.
-    ParentPropagation {
+    /// Changes the propagation of the mount that holds `path`, whether or not `path` is its root:
+    /// pivot_root(2) wants it unshared.
+    HolderPropagation {
         path: CString,
         flags: u64,
     },
-    /// Detached copy of the tree at `path`.
+    /// Detached copy of the tree at a host path.
     CloneTree {
-        dir: Fd,
         path: CString,
         recursive: bool,
         out: u8,
     },
-    /// New detached mount of a file system; falls back to mount(2) data when fsconfig has no such key.
+    /// Detached copy of the mount behind `fd`.
+    CloneFd {
+        fd: Fd,
+        recursive: bool,
+        out: u8,
+    },
+    /// New detached mount of a file system.
     FsMount {
         fstype: CString,
         options: Vec<FsOption>,
         attrs: u64,
         out: u8,
     },
-    /// mount_setattr on the mount behind `fd`.
+    /// mount_setattr(2) on the mount behind `fd`.
     SetAttr {
         fd: Fd,
         set: u64,
         clear: u64,
         propagation: u64,
-        userns: Option<Fd>,
         recursive: bool,
-    },
-    /// Sets the file-system flags of a bind the way mount(2) does: keeps locked flags on EPERM.
-    SetAttrKeep {
-        fd: Fd,
-        set: u64,
-        clear: u64,
     },
     /// Attaches a detached mount on the object behind `to`.
     Attach {
@@ -144,7 +161,7 @@ pub enum Op {
         mount: Fd,
         path: CString,
     },
-    /// mount(2) on the object behind `to` through /proc/self/fd, for what the new API cannot do.
+    /// mount(2) on the object behind `to`, for data fsconfig(2) cannot carry.
     MountOn {
         fstype: CString,
         source: CString,
@@ -152,7 +169,7 @@ pub enum Op {
         flags: u64,
         data: CString,
     },
-    /// Resolves `path` in `root` to a register, O_PATH. `real` refuses a symlink as last component.
+    /// Resolves `path` to a register, O_PATH. `real` refuses symbolic links.
     Resolve {
         root: Fd,
         path: CString,
@@ -160,19 +177,6 @@ pub enum Op {
         real: bool,
         out: u8,
     },
-    /// The same; a missing path stores nothing and skips the next `skip` steps.
-    ResolveOr {
-        root: Fd,
-        path: CString,
-        skip: u32,
-        out: u8,
-    },
-    /// Skips `skip` steps when the object behind `fd` is not a directory.
-    UnlessDir {
-        fd: Fd,
-        skip: u32,
-    },
-    Skip(u32),
     Close(u8),
     /// Fails unless `fd` is the character device `major:minor`.
     VerifyDevice {
@@ -180,34 +184,32 @@ pub enum Op {
         major: u32,
         minor: u32,
     },
-    /// mknodat below `root` with exact mode and owner; an equal node may exist already.
-    Mknod {
+    /// Hides `path` when it exists: a file behind `null`, a directory behind one shared empty
+    /// read-only tmpfs kept in register `tmpfs` (empty at first).
+    Mask {
         root: Fd,
         path: CString,
-        mode: u32,
-        major: u32,
-        minor: u32,
-        uid: u32,
-        gid: u32,
+        null: Fd,
+        tmpfs: u8,
     },
-    /// symlinkat below `root`; an existing entry is left alone.
+    /// Makes `path` read-only when it exists.
+    ReadonlyPath {
+        root: Fd,
+        path: CString,
+    },
+    /// Device node with exact mode and owner; an equal node may exist already.
+    Mknod {
+        root: Fd,
+        node: Node,
+    },
+    /// Symbolic link; an existing entry is left alone.
     Symlink {
         root: Fd,
         target: CString,
         path: CString,
     },
-    /// mkdirat below `root` (parents too).
-    Mkdir {
-        root: Fd,
-        path: CString,
-    },
-    /// Copies the directory tree `from` into `to` (tmpcopyup): files, links, modes, owners.
-    CopyTree {
-        from: Fd,
-        to: Fd,
-    },
-    /// Opens a pty on the devpts behind `ptmx_dir`/ptmx, sends the master to the parent,
-    /// keeps the peer in `out`. `Fd::Cwd` + absolute path = the container's /dev/pts of an exec.
+    /// Opens a pty through the devpts multiplexer at `path`, sends the master to the parent and
+    /// keeps the peer, owned by `uid`, in `out`.
     OpenPty {
         root: Fd,
         path: CString,
@@ -216,18 +218,18 @@ pub enum Op {
         uid: u32,
         out: u8,
     },
-    /// Makes `fd` stdin, stdout, stderr and the controlling terminal.
+    /// Makes `fd` the controlling terminal and all three standard streams.
     Console(Fd),
     /// Descriptor to 0, 1 or 2.
     Stdio {
         fd: Fd,
         target: u8,
     },
-    /// Opens the container's /dev/null for a standard stream that still names the host's.
+    /// pivot_root(2) into the mount behind `root`; the old root is gone afterwards.
     PivotRoot {
         root: Fd,
     },
-    /// MS_MOVE onto / and chroot: the way of a ramdisk root.
+    /// MS_MOVE onto / and chroot: for a host whose root is a ramdisk.
     MoveRoot {
         root: Fd,
     },
@@ -236,60 +238,48 @@ pub enum Op {
     },
     SetHostname(Vec<u8>),
     SetDomainname(Vec<u8>),
-    /// New session keyring with this name; ENOSYS is fine.
+    /// New session keyring with this name; a kernel without keyrings is fine.
     Keyring(CString),
     Personality(u64),
-    Scheduler {
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
-    },
+    Scheduler(Sched),
     IoPriority(u32),
-    /// set_mempolicy(mode | flags, nodes).
+    /// set_mempolicy(2).
     MemPolicy {
         mode: u32,
         nodes: Vec<u64>,
     },
-    /// sched_setaffinity(self, mask).
+    /// sched_setaffinity(2) of itself.
     Affinity(Vec<u64>),
-    /// Without `strict`, EPERM on the hard limit clamps to the current one.
-    SetRlimit {
-        limit: Rlimit,
-        strict: bool,
-    },
+    /// On EPERM the hard limit is clamped to the present one, with a warning.
+    SetRlimit(Rlimit),
     Umask(u32),
+    /// Drops what is not in the mask.
     BoundingSet(u64),
     KeepCaps(bool),
     SetGroups(Vec<u32>),
     SetGid(u32),
     SetUid(u32),
+    /// Capabilities this process does not have are left out, with a warning.
     SetCaps(Caps),
     NoNewPrivs,
     Seccomp {
         program: Vec<u8>,
         flags: u32,
     },
-    /// chdir inside the root; made with parents when missing and `make`.
+    /// chdir inside the present root, made with parents when missing if `make`. EACCES is tried
+    /// again by `VerifyCwd`, with the credentials of then.
     Chdir {
         path: CString,
         make: bool,
     },
     /// Fails when getcwd(2) is outside the root.
     VerifyCwd,
-    Dumpable(bool),
-    PdeathSig(i32),
     /// Picks the executable among `Plan::exec` candidates, with the credentials set so far.
     FindExe,
     /// Closes everything above stderr but the status channel.
     CloseFds,
     /// Brings the loopback interface up.
     LoopbackUp,
-    /// Sleeps until a signal ends it; the holder process of a pod.
-    Hold,
 }
 
 /// What to execute at the end.
@@ -297,8 +287,10 @@ pub enum Op {
 pub struct Exec {
     /// argv[0] as given, for error texts.
     pub name: String,
-    /// Absolute (or cwd relative) paths to try in order; more than one only after a PATH search.
+    /// Paths to try in order.
     pub candidates: Vec<CString>,
+    /// The candidates come from a search of PATH.
+    pub searched: bool,
     pub argv: Vec<CString>,
     pub envp: Vec<CString>,
 }

@@ -1,8 +1,11 @@
 //! Owns hooks: the state document they read and the plan that runs one. Waiting is the shim's.
 
-use crate::Result;
+use crate::namespaces::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUSER, NEWUTS};
 use crate::spec::Hook;
-use corten_launch::Plan;
+use crate::{Error, Result};
+use corten_launch::{Exec, Op, Plan, cstr};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -24,11 +27,12 @@ pub struct State<'a> {
 }
 
 /// One hook, ready to `corten_launch::spawn`. It parks at a gate like any plan: open it at once.
-/// Success is exit status 0 before `timeout`; else kill it by pidfd and report `stderr`.
+/// Success is exit status 0 before `timeout`; else kill it by pidfd and report `output`.
 #[derive(Debug)]
 pub struct HookRun {
     pub plan: Plan,
-    /// Read end: what the hook wrote to stderr (and stdout), for the error text.
+    /// Read end, non-blocking: what the hook wrote to stdout and stderr, for the error text. Drop
+    /// `plan` after the spawn, or its end never comes.
     pub output: OwnedFd,
     pub timeout: Option<Duration>,
     pub path: String,
@@ -37,8 +41,93 @@ pub struct HookRun {
 /// Prepares a hook. `inside` is the pidfd of init for createContainer and startContainer hooks,
 /// which run in the container's namespaces; `None` for the others.
 pub fn prepare(hook: &Hook, state: &State<'_>, inside: Option<BorrowedFd<'_>>) -> Result<HookRun> {
-    let _ = (hook, state, inside);
-    unimplemented!()
+    if !hook.path.starts_with('/') {
+        return Err(Error::invalid(format!(
+            "hook path {:?} is not absolute",
+            hook.path
+        )));
+    }
+    let timeout = match hook.timeout {
+        None => None,
+        Some(n) => Some(Duration::from_secs(
+            u64::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| {
+                Error::invalid(format!("hook {}: timeout {n} is not positive", hook.path))
+            })?,
+        )),
+    };
+    let text = serde_json::to_vec(state)
+        .map_err(|e| Error::invalid(format!("hook {}: state: {e}", hook.path)))?;
+    let fail = |e: rustix::io::Errno| Error::system(format!("prepare hook {}", hook.path), e);
+    // A file in memory instead of a pipe: nobody has to feed it.
+    let stdin = memfd_create("state", MemfdFlags::CLOEXEC).map_err(fail)?;
+    rustix::io::write(&stdin, &text).map_err(fail)?;
+    seek(&stdin, SeekFrom::Start(0)).map_err(fail)?;
+    let (output, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(fail)?;
+    rustix::io::ioctl_fionbio(&output, true).map_err(fail)?;
+    let mut plan = Plan::default();
+    let (stdin, theirs) = (plan.give(stdin), plan.give(theirs));
+    for (fd, target) in [(stdin, 0), (theirs, 1), (theirs, 2)] {
+        plan.push(Op::Stdio { fd, target }, "set up standard streams");
+    }
+    if let Some(pidfd) = inside {
+        join(state.pid, pidfd, &mut plan)?;
+    }
+    plan.push(Op::CloseFds, "close descriptors");
+    plan.push(Op::Umask(0o022), "umask");
+    plan.push(Op::FindExe, "find the hook");
+    plan.push(Op::Gate, "wait for start");
+    let argv = if hook.args.is_empty() {
+        vec![cstr(&hook.path)]
+    } else {
+        hook.args.iter().map(cstr).collect()
+    };
+    plan.exec = Some(Exec {
+        name: hook.path.clone(),
+        candidates: vec![cstr(&hook.path)],
+        searched: false,
+        argv,
+        envp: hook.env.iter().map(cstr).collect(),
+    });
+    Ok(HookRun {
+        plan,
+        output,
+        timeout,
+        path: hook.path.clone(),
+    })
+}
+
+/// Joins every namespace of `pid` that is not this process's own.
+fn join(pid: i32, pidfd: BorrowedFd<'_>, plan: &mut Plan) -> Result<()> {
+    const KINDS: [(&str, u64); 7] = [
+        ("user", NEWUSER),
+        ("mnt", NEWNS),
+        ("net", NEWNET),
+        ("ipc", NEWIPC),
+        ("uts", NEWUTS),
+        ("cgroup", NEWCGROUP),
+        ("pid", NEWPID),
+    ];
+    let mut flags = 0;
+    for (name, flag) in KINDS {
+        let read = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{name}"));
+        let theirs = read(&pid.to_string())
+            .map_err(|e| Error::system(format!("read {name} namespace of {pid}"), e))?;
+        if read("self").ok().as_ref() != Some(&theirs) {
+            flags |= flag;
+        }
+    }
+    let pidfd = pidfd
+        .try_clone_to_owned()
+        .map_err(|e| Error::system("duplicate the pidfd of init", e))?;
+    let ns = plan.give(pidfd);
+    if flags & NEWPID != 0 {
+        plan.pid_namespace = Some(ns);
+    }
+    let flags = (flags & !NEWPID) as u32;
+    if flags != 0 {
+        plan.push(Op::SetNs { ns, flags }, "join the container's namespaces");
+    }
+    Ok(())
 }
 
 fn is_zero(n: &i32) -> bool {

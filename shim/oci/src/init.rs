@@ -1,20 +1,44 @@
 //! Owns the order of steps of a container's first process and of an exec.
+//!
+//! ```text
+//! init: cgroup, namespaces, session, host name, sysctl, LSM | mounts, devices, pty | HOOKS
+//!       | pivot, read-only and masked paths | limits, close fds, ids, caps, find exe | GATE | exec
+//! exec: cgroup, setns(pidfd), session, LSM, pty | limits, close fds, ids, caps, find exe | GATE | exec
+//! ```
 
-use crate::{Cgroup, Process, Result, Spec};
-use corten_launch::Plan;
+use crate::namespaces::{
+    self, Kinds, NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWTIME, NEWUSER, NEWUTS,
+};
+use crate::process::{self, Tail};
+use crate::spec::IdMapping;
+use crate::{Cgroup, Error, Process, Result, Spec, devices, mounts, passwd, rootfs, seccomp};
+use corten_launch::{Fd, IdMaps, Make, Op, Plan, cstr};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
+use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `Status::Rendezvous(HOOKS)`: namespaces and mounts exist, the root is not yet switched. The shim
-/// runs the prestart, createRuntime and createContainer hooks, then calls `proceed`.
+/// runs the prestart, createRuntime and createContainer hooks, then calls `proceed`. Only reported
+/// when the spec has such hooks.
 pub const HOOKS: u32 = 1;
+
+/// Registers of the child.
+pub(crate) const ROOT: Fd = Fd::Slot(0);
+pub(crate) const MOUNT: u8 = 1;
+pub(crate) const TARGET: u8 = 2;
+pub(crate) const NULL: u8 = 3;
+pub(crate) const MASK: u8 = 4;
+pub(crate) const PTY: u8 = 5;
+pub(crate) const EXTRA: u8 = 6;
 
 /// Standard streams of a new process.
 #[derive(Debug)]
 pub enum Stdio {
     /// stdin, stdout, stderr.
     Fds(OwnedFd, OwnedFd, OwnedFd),
-    /// A pty made inside the container; its master arrives by `Parked::take_console`.
+    /// A pty made inside the container; its master arrives by `Parked::take_console`. Zero means the
+    /// size the spec asks for, if any.
     Terminal { rows: u16, cols: u16 },
     /// /dev/null thrice.
     Null,
@@ -30,7 +54,7 @@ pub struct InitParams<'a> {
     pub cgroup: &'a Cgroup,
     pub no_pivot_root: bool,
     pub no_new_keyring: bool,
-    /// Folder for compiled seccomp programs; `None` keeps them in memory only.
+    /// Root-only folder for compiled seccomp programs; `None` compiles each time.
     pub cache: Option<&'a Path>,
 }
 
@@ -54,14 +78,323 @@ pub struct InitPlan {
     pub warnings: Vec<String>,
 }
 
+/// A plan of an init in the making.
+#[derive(Debug)]
+pub(crate) struct Builder<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) plan: Plan,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) kinds: Kinds,
+    pub(crate) userns: bool,
+    pub(crate) bundle: &'a Path,
+    pub(crate) rootfs: PathBuf,
+    /// O_PATH handle of the root directory on the host.
+    pub(crate) handle: OwnedFd,
+    pub(crate) cgroup: &'a Cgroup,
+    /// User namespaces made for idmapped mounts.
+    pub(crate) idmaps: Vec<(IdMaps, OwnedFd)>,
+}
+
 /// Plan of the container's first process.
 pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
-    let _ = (spec, params);
-    unimplemented!()
+    let process = spec
+        .process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("spec has no process"))?;
+    process::check(process)?;
+    refuse(spec)?;
+    let rootfs = rootfs::path(spec, params.bundle)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let handle = open(&rootfs, flags, Mode::empty())
+        .map_err(|e| Error::system(format!("open rootfs {}", rootfs.display()), e))?;
+    let mut plan = Plan {
+        oom_score_adj: process.oom_score_adj,
+        ..Plan::default()
+    };
+    params.cgroup.join(&mut plan)?;
+    let kinds = namespaces::plan(spec, &mut plan)?;
+    let mut b = Builder {
+        spec,
+        plan,
+        warnings: Vec::new(),
+        kinds,
+        userns: kinds.has(NEWUSER),
+        bundle: params.bundle,
+        rootfs,
+        handle,
+        cgroup: params.cgroup,
+        idmaps: Vec::new(),
+    };
+    let terminal = stdio(params.stdio, process, &spec.linux.uid_mappings, &mut b.plan)?;
+    session(params.id, params.no_new_keyring, &mut b.plan);
+    names(&mut b)?;
+    namespaces::sysctl(spec, kinds, &mut b.plan)?;
+    process::lsm(process, &mut b.plan)?;
+    if kinds.has(NEWNS) {
+        rootfs::attach(&mut b)?;
+        mounts::plan(&mut b)?;
+        devices::plan(spec, ROOT, b.userns, &mut b.plan)?;
+        if let Some((rows, cols)) = terminal {
+            console(ROOT, rows, cols, process.user.uid, &mut b.plan);
+            bind_console(&mut b.plan);
+        }
+        rendezvous(&mut b);
+        rootfs::switch(&mut b, params.no_pivot_root)?;
+    } else {
+        rootfs::chroot(&mut b, terminal)?;
+    }
+    if terminal.is_some() {
+        b.plan.push(
+            Op::Console(Fd::Slot(PTY)),
+            "make the pty the controlling terminal",
+        );
+    }
+    let home = passwd::home(&b.handle, process.user.uid);
+    let tail = Tail {
+        process,
+        linux: &spec.linux,
+        filter: filter(spec, params.cache)?,
+        home,
+        make_cwd: true,
+        exec: false,
+    };
+    process::plan(tail, &mut b.plan, &mut b.warnings)?;
+    Ok(InitPlan {
+        plan: b.plan,
+        warnings: b.warnings,
+    })
 }
 
 /// Plan of a further process; it joins every namespace and the cgroup of init.
 pub fn plan_exec(spec: &Spec, process: &Process, params: ExecParams<'_>) -> Result<InitPlan> {
-    let _ = (spec, process, params);
-    unimplemented!()
+    process::check(process)?;
+    let kinds = Kinds::of(&spec.linux)?;
+    let mut plan = Plan {
+        oom_score_adj: process.oom_score_adj,
+        ..Plan::default()
+    };
+    let mut warnings = Vec::new();
+    params.cgroup.join_with(params.init_pid, &mut plan)?;
+    let pidfd = params
+        .init_pidfd
+        .try_clone_to_owned()
+        .map_err(|e| Error::system("duplicate the pidfd of init", e))?;
+    let root = open(
+        format!("/proc/{}/root", params.init_pid),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|e| Error::system("open the container's root", e))?;
+    let home = passwd::home(&root, process.user.uid);
+    let terminal = stdio(params.stdio, process, &spec.linux.uid_mappings, &mut plan)?;
+    session(params.id, params.no_new_keyring, &mut plan);
+    process::lsm(process, &mut plan)?;
+    let pidfd = plan.give(pidfd);
+    if kinds.has(NEWPID) {
+        plan.pid_namespace = Some(pidfd);
+    }
+    let mut flags = kinds.new | kinds.joined;
+    flags &= NEWNS | NEWUTS | NEWIPC | NEWUSER | NEWNET | NEWCGROUP | NEWTIME;
+    if flags != 0 {
+        let flags = flags as u32;
+        plan.push(
+            Op::SetNs { ns: pidfd, flags },
+            "join the container's namespaces",
+        );
+    }
+    if kinds.has(NEWUSER) {
+        plan.push(Op::SetGid(0), "become group 0 of the user namespace");
+        plan.push(Op::SetUid(0), "become user 0 of the user namespace");
+    }
+    if !kinds.has(NEWNS) {
+        let root = plan.give(root);
+        plan.push(Op::Chroot { root }, "change root");
+    }
+    if let Some((rows, cols)) = terminal {
+        console(Fd::Cwd, rows, cols, process.user.uid, &mut plan);
+        plan.push(
+            Op::Console(Fd::Slot(PTY)),
+            "make the pty the controlling terminal",
+        );
+    }
+    let filter = filter(spec, params.cache)?;
+    let tail = Tail {
+        process,
+        linux: &spec.linux,
+        filter,
+        home,
+        make_cwd: false,
+        exec: true,
+    };
+    process::plan(tail, &mut plan, &mut warnings)?;
+    Ok(InitPlan { plan, warnings })
+}
+
+/// What this engine does not do is an error, whatever the document's author expects of it.
+fn refuse(spec: &Spec) -> Result<()> {
+    let linux = &spec.linux;
+    let no = |what: &str| Err(Error::unsupported(format!("{what} is not supported")));
+    if linux.intel_rdt.is_some() {
+        return no("linux.intelRdt");
+    }
+    if !linux.net_devices.is_empty() {
+        return no("linux.netDevices");
+    }
+    Ok(())
+}
+
+fn filter(spec: &Spec, cache: Option<&Path>) -> Result<Option<process::Filter>> {
+    spec.linux
+        .seccomp
+        .as_ref()
+        .map(|s| seccomp::filter(s, cache))
+        .transpose()
+}
+
+fn session(id: &str, no_new_keyring: bool, plan: &mut Plan) {
+    plan.push(Op::SetSid, "setsid");
+    if !no_new_keyring {
+        plan.push(
+            Op::Keyring(cstr(format!("_ses.{id}"))),
+            "unable to join session keyring",
+        );
+    }
+}
+
+fn names(b: &mut Builder<'_>) -> Result<()> {
+    for (name, field) in [
+        (&b.spec.hostname, "hostname"),
+        (&b.spec.domainname, "domainname"),
+    ] {
+        if name.is_empty() {
+            continue;
+        }
+        if !b.kinds.has(NEWUTS) {
+            return Err(Error::invalid(format!(
+                "unable to set {field} without a private UTS namespace"
+            )));
+        }
+        let bytes = name.clone().into_bytes();
+        let op = if field == "hostname" {
+            Op::SetHostname(bytes)
+        } else {
+            Op::SetDomainname(bytes)
+        };
+        b.plan.push(op, format!("set {field}"));
+    }
+    Ok(())
+}
+
+fn rendezvous(b: &mut Builder<'_>) {
+    let h = &b.spec.hooks;
+    if !(h.prestart.is_empty() && h.create_runtime.is_empty() && h.create_container.is_empty()) {
+        b.plan.push(Op::Rendezvous(HOOKS), "wait for hooks");
+    }
+}
+
+/// Steps for the streams; for a terminal only its size is returned.
+fn stdio(
+    stdio: Stdio,
+    process: &Process,
+    maps: &[IdMapping],
+    plan: &mut Plan,
+) -> Result<Option<(u16, u16)>> {
+    let fds = match stdio {
+        Stdio::Terminal { rows, cols } => {
+            let size = process
+                .console_size
+                .as_ref()
+                .filter(|_| rows == 0 || cols == 0);
+            let cut = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+            return Ok(Some(
+                size.map_or((rows, cols), |s| (cut(s.height), cut(s.width))),
+            ));
+        }
+        Stdio::Fds(stdin, stdout, stderr) => [stdin, stdout, stderr],
+        Stdio::Null => {
+            let open = || {
+                let mut options = File::options();
+                options
+                    .read(true)
+                    .write(true)
+                    .open("/dev/null")
+                    .map(OwnedFd::from)
+            };
+            let fail = |e| Error::system("open /dev/null", e);
+            [
+                open().map_err(fail)?,
+                open().map_err(fail)?,
+                open().map_err(fail)?,
+            ]
+        }
+    };
+    let uid = process.user.uid;
+    let owner = if maps.is_empty() {
+        Some(uid)
+    } else {
+        namespaces::host_id(maps, uid)
+    };
+    for (target, fd) in fds.into_iter().enumerate() {
+        // Only pipes and sockets: they are ours, and /dev/stdout must be openable by their user.
+        let st = fstat(&fd).map_err(|e| Error::system("stat a standard stream", e))?;
+        let kind = FileType::from_raw_mode(st.st_mode);
+        if let Some(owner) = owner
+            && matches!(kind, FileType::Fifo | FileType::Socket)
+            && st.st_uid != owner
+        {
+            let _ = fchown(&fd, Some(Uid::from_raw(owner)), None::<Gid>);
+        }
+        let fd = plan.give(fd);
+        plan.push(
+            Op::Stdio {
+                fd,
+                target: target as u8,
+            },
+            "set up standard streams",
+        );
+    }
+    Ok(None)
+}
+
+/// The pty comes from the container's own devpts.
+fn console(root: Fd, rows: u16, cols: u16, uid: u32, plan: &mut Plan) {
+    let op = Op::OpenPty {
+        root,
+        path: cstr("/dev/pts/ptmx"),
+        rows,
+        cols,
+        uid,
+        out: PTY,
+    };
+    plan.push(op, "open a pty in the container's /dev/pts");
+}
+
+fn bind_console(plan: &mut Plan) {
+    let label = "mount the pty at /dev/console";
+    let path = cstr("/dev/console");
+    plan.push(
+        Op::CloneFd {
+            fd: Fd::Slot(PTY),
+            recursive: false,
+            out: MOUNT,
+        },
+        label,
+    );
+    plan.push(
+        Op::Resolve {
+            root: ROOT,
+            path,
+            make: Make::File,
+            real: true,
+            out: TARGET,
+        },
+        label,
+    );
+    plan.push(
+        Op::Attach {
+            mount: Fd::Slot(MOUNT),
+            to: Fd::Slot(TARGET),
+        },
+        label,
+    );
 }

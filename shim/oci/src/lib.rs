@@ -15,14 +15,24 @@
 //! Pure but for cgroupfs, opening of descriptors for the child, and reading /etc/passwd in the rootfs.
 //! Anything in the document this engine cannot do is an error, never ignored.
 
+mod caps;
 pub mod cgroup;
+mod devices;
 mod error;
 pub mod hooks;
 mod init;
+mod mounts;
+mod namespaces;
+mod passwd;
+mod process;
+mod rootfs;
+mod seccomp;
 pub mod spec;
 
+pub use caps::NAMES as CAPABILITIES;
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind, Result};
 pub use hooks::{HookRun, State};
 pub use init::{ExecParams, HOOKS, InitParams, InitPlan, Stdio, plan_exec, plan_init};
+pub use mounts::known_options;
 pub use spec::{Process, Resources, Spec};

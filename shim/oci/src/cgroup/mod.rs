@@ -1,9 +1,31 @@
 //! Owns a container's cgroup: made, limited, measured, frozen, emptied and removed, on v1, v2 and hybrid hosts.
 
-use crate::{Resources, Result, Spec};
+//!
+//! Path rules are runc's for the cgroupfs driver: an absolute `cgroupsPath` starts at each mount, a
+//! relative one (or the bare id) at this process's own cgroup. Processes join by themselves: on v1 the
+//! child writes `0` to `tasks`, which spares the kernel's wait for all CPUs; on v2 by the clone.
+
+mod devices;
+mod file;
+mod host;
+pub(crate) mod mount;
+mod stats;
+mod v1;
+mod v2;
+
+use crate::spec::Rdma;
+use crate::{Error, Resources, Result, Spec};
+use corten_launch::{Op, Plan};
+use host::{Hierarchy, Host};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Options of [`Cgroup::create`].
 #[derive(Debug, Clone, Default)]
@@ -16,7 +38,18 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Cgroup {
     path: String,
+    parts: Vec<Part>,
 }
+
+/// Directory in one hierarchy.
+#[derive(Debug)]
+struct Part {
+    hierarchy: &'static Hierarchy,
+    dir: PathBuf,
+}
+
+/// Longest time a freeze may take before it is given up.
+const FREEZE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which way to learn of OOM kills.
 #[derive(Debug)]
@@ -103,17 +136,50 @@ pub struct HugetlbStats {
     pub failcnt: u64,
 }
 
+// === impl Cgroup ===
+
 impl Cgroup {
     /// Makes the cgroup of a new container and applies `linux.resources`. Undoes itself on error.
     pub fn create(spec: &Spec, id: &str, options: &Options) -> Result<Self> {
-        let _ = (spec, id, options);
-        unimplemented!()
+        let cgroup = Self::open(spec, id, options)?;
+        let none = Resources::default();
+        let resources = spec.linux.resources.as_ref().unwrap_or(&none);
+        match cgroup.make(resources) {
+            Ok(()) => Ok(cgroup),
+            Err(e) => {
+                let _ = cgroup.delete();
+                Err(e)
+            }
+        }
     }
 
     /// The cgroup of an existing container, by the same rules; nothing is made.
     pub fn open(spec: &Spec, id: &str, options: &Options) -> Result<Self> {
-        let _ = (spec, id, options);
-        unimplemented!()
+        if options.systemd {
+            return Err(Error::unsupported(
+                "the systemd cgroup driver is not supported",
+            ));
+        }
+        let asked = &spec.linux.cgroups_path;
+        let path = match asked.as_str() {
+            "" if id.is_empty() || id.contains('/') => {
+                return Err(Error::invalid(format!("cgroup name {id:?}")));
+            }
+            "" => id.to_owned(),
+            p if p.starts_with('/') => crate::mounts::clean(p),
+            // Cleaned as if absolute, so that it cannot climb above its base.
+            p => crate::mounts::clean(p).trim_start_matches('/').to_owned(),
+        };
+        if path.contains('\0') || path.trim_matches('/').is_empty() {
+            return Err(Error::invalid(format!("cgroupsPath {asked:?}")));
+        }
+        let host = Host::get()?;
+        let part = |h: &'static Hierarchy| Part {
+            hierarchy: h,
+            dir: h.dir(&path),
+        };
+        let parts = host.hierarchies.iter().map(part).collect();
+        Ok(Self { path, parts })
     }
 
     /// Path below each hierarchy's mount point, such as `/default/web`.
@@ -123,55 +189,374 @@ impl Cgroup {
 
     /// True when the resource controllers are on the unified hierarchy (choose the v2 Metrics message).
     pub fn is_v2(&self) -> bool {
-        unimplemented!()
+        Host::get().is_ok_and(Host::unified)
     }
 
     /// Applies new limits (Task Update); absent fields stay.
     pub fn update(&self, resources: &Resources) -> Result<()> {
-        let _ = resources;
-        unimplemented!()
+        self.apply(resources, false)
     }
 
     /// Every pid in it and below it.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        unimplemented!()
+        let mut pids = Vec::new();
+        let Some(part) = self
+            .v2()
+            .filter(|_| self.is_v2())
+            .or_else(|| self.counting())
+        else {
+            return Ok(pids);
+        };
+        collect(&part.dir, &mut pids)
+            .map_err(|e| Error::system(format!("list processes of {}", part.dir.display()), e))?;
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
     }
 
+    /// Stops every process in it; returns when they stand still.
     pub fn freeze(&self) -> Result<()> {
-        unimplemented!()
+        self.set_frozen(true)
     }
 
+    /// Lets them go on.
     pub fn thaw(&self) -> Result<()> {
-        unimplemented!()
+        self.set_frozen(false)
     }
 
     /// SIGKILL to everything in it; `cgroup.kill` where there is one.
     pub fn kill(&self) -> Result<()> {
-        unimplemented!()
+        let whole = self
+            .v2()
+            .is_some_and(|p| file::raw(&p.dir, "cgroup.kill", "1").is_ok());
+        // On a hybrid host some process may have left the unified group, but not the others.
+        if !whole || !self.is_v2() {
+            // A fork bomb needs more than one pass; the exit of init ends the rest.
+            for _ in 0..8 {
+                if self.signal_all(Signal::KILL)? == 0 {
+                    break;
+                }
+                self.thaw()?;
+            }
+        }
+        Ok(())
     }
 
     /// Any signal to everything in it.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        let _ = signal;
-        unimplemented!()
+        let signal = Signal::from_named_raw(signal)
+            .ok_or_else(|| Error::invalid(format!("signal {signal}")))?;
+        self.signal_all(signal).map(drop)
     }
 
     /// Removes it with its children; missing is fine. `Ok(false)` = still busy, call again later
     /// (never sleeps).
     pub fn delete(&self) -> Result<bool> {
-        unimplemented!()
+        let mut gone = true;
+        let mut first = None;
+        for part in &self.parts {
+            match remove(&part.dir) {
+                Ok(()) => {}
+                Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => gone = false,
+                Err(e) => {
+                    let text = format!("remove cgroup {}", part.dir.display());
+                    first = first.or(Some(Error::system(text, e)));
+                }
+            }
+        }
+        first.map_or(Ok(gone), Err)
     }
 
     pub fn stats(&self) -> Result<Stats> {
-        unimplemented!()
+        let mut s = Stats {
+            v2: self.is_v2(),
+            ..Stats::default()
+        };
+        if s.v2 {
+            if let Some(part) = self.v2() {
+                stats::v2(&part.dir, &mut s);
+            }
+            return Ok(s);
+        }
+        for Part { hierarchy: h, dir } in &self.parts {
+            if h.has("cpu") {
+                stats::v1_cpu(dir, &mut s.cpu);
+            }
+            if h.has("cpuacct") {
+                stats::v1_cpuacct(dir, &mut s.cpu);
+            }
+            if h.has("memory") {
+                s.memory = stats::v1_memory(dir);
+            }
+            if h.has("pids") {
+                s.pids = stats::pids(dir);
+            }
+            if h.has("blkio") {
+                s.blkio = stats::v1_blkio(dir);
+            }
+            if h.has("hugetlb") || h.v2 {
+                s.hugetlb.extend(stats::hugetlb(dir, h.v2));
+            }
+        }
+        Ok(s)
     }
 
+    /// How to learn of OOM kills; `NotFound` when the host counts no memory.
     pub fn watch_oom(&self) -> Result<OomWatch> {
-        unimplemented!()
+        if let Some(part) = self.v2().filter(|_| self.is_v2()) {
+            return Ok(OomWatch::Events(part.dir.join("memory.events")));
+        }
+        let fail = |e: io::Error| Error::system("watch for OOM kills", e);
+        let part = self
+            .with("memory")
+            .ok_or_else(|| fail(io::ErrorKind::NotFound.into()))?;
+        let control = File::open(part.dir.join("memory.oom_control")).map_err(fail)?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| fail(e.into()))?;
+        let text = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
+        file::raw(&part.dir, "cgroup.event_control", &text).map_err(fail)?;
+        Ok(OomWatch::EventFd(event))
     }
 
     /// Counter of OOM kills so far.
     pub fn oom_kills(&self) -> u64 {
-        unimplemented!()
+        let (part, name) = match self.v2().filter(|_| self.is_v2()) {
+            Some(part) => (Some(part), "memory.events"),
+            None => (self.with("memory"), "memory.oom_control"),
+        };
+        let keys = part.map(|p| file::keyed(&p.dir, name)).unwrap_or_default();
+        keys.get("oom_kill").copied().unwrap_or(0)
     }
+
+    fn make(&self, resources: &Resources) -> Result<()> {
+        for Part { hierarchy: h, dir } in &self.parts {
+            let fail = |e| Error::system(format!("make cgroup {}", dir.display()), e);
+            match std::fs::create_dir(dir) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    std::fs::create_dir_all(dir).map_err(fail)?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    let mut pids = Vec::new();
+                    collect(dir, &mut pids).map_err(fail)?;
+                    if !pids.is_empty() {
+                        return Err(Error::invalid(format!(
+                            "container's cgroup is not empty: {} process(es) found",
+                            pids.len()
+                        )));
+                    }
+                }
+                Err(e) => return Err(fail(e)),
+            }
+            if h.has("cpuset") {
+                v1::inherit_cpuset(&h.mount, dir)?;
+            }
+            if h.v2 && self.is_v2() {
+                v2::enable_controllers(&h.mount, dir)?;
+            }
+        }
+        self.apply(resources, true)
+    }
+
+    fn apply(&self, r: &Resources, new: bool) -> Result<()> {
+        if self.is_v2() {
+            let Some(part) = self.v2() else { return Ok(()) };
+            if new || !r.devices.is_empty() {
+                devices::apply(&part.dir, &r.devices)?;
+            }
+            return v2::apply(&part.dir, r);
+        }
+        let all: Vec<&Hierarchy> = self.parts.iter().map(|p| p.hierarchy).collect();
+        v1::missing(&all, r)?;
+        for part in &self.parts {
+            v1::apply(part.hierarchy, &part.dir, r, new)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the process of a plan be born in, or move into, this cgroup.
+    pub(crate) fn join(&self, plan: &mut Plan) -> Result<()> {
+        join_parts(
+            self.parts.iter().map(|p| (p.hierarchy, p.dir.clone())),
+            plan,
+        )
+    }
+
+    /// The same for an exec: where the configured group is gone or is an inner node (a container that
+    /// manages its own groups), the group init really is in.
+    pub(crate) fn join_with(&self, init: i32, plan: &mut Plan) -> Result<()> {
+        let mut real: Option<String> = None;
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let inner = part.hierarchy.v2
+                && file::text(&part.dir, "cgroup.subtree_control").is_some_and(|t| !t.is_empty());
+            let mut dir = part.dir.clone();
+            if inner || !dir.exists() {
+                let path = format!("/proc/{init}/cgroup");
+                let text = match real.take() {
+                    Some(text) => text,
+                    None => std::fs::read_to_string(&path)
+                        .map_err(|e| Error::system(format!("read {path}"), e))?,
+                };
+                dir = part.hierarchy.dir_of(&text);
+                real = Some(text);
+            }
+            parts.push((part.hierarchy, dir));
+        }
+        join_parts(parts.into_iter(), plan)
+    }
+
+    fn v2(&self) -> Option<&Part> {
+        self.parts.iter().find(|p| p.hierarchy.v2)
+    }
+
+    fn with(&self, controller: &str) -> Option<&Part> {
+        self.parts.iter().find(|p| p.hierarchy.has(controller))
+    }
+
+    /// The v1 group whose processes count as the container's.
+    fn counting(&self) -> Option<&Part> {
+        let known = ["devices", "freezer", "pids", "memory", "cpu"];
+        known
+            .iter()
+            .find_map(|c| self.with(c))
+            .or_else(|| self.parts.first())
+    }
+
+    fn signal_all(&self, signal: Signal) -> Result<usize> {
+        let pids = match self.pids() {
+            Err(e) if e.kind == crate::Kind::NotFound => return Ok(0),
+            pids => pids?,
+        };
+        for pid in pids.iter().filter_map(|p| Pid::from_raw(*p)) {
+            match kill_process(pid, signal) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => return Err(Error::system(format!("signal {}", pid.as_raw_pid()), e)),
+            }
+        }
+        Ok(pids.len())
+    }
+
+    fn set_frozen(&self, on: bool) -> Result<()> {
+        let until = Instant::now() + FREEZE_LIMIT;
+        let v1 = self.with("freezer");
+        let Some(part) = v1.or_else(|| self.v2()) else {
+            return Err(Error::unsupported("no freezer on this host"));
+        };
+        let v1 = v1.is_some();
+        let (name, value) = match (v1, on) {
+            (true, true) => ("freezer.state", "FROZEN"),
+            (true, false) => ("freezer.state", "THAWED"),
+            (false, true) => ("cgroup.freeze", "1"),
+            (false, false) => ("cgroup.freeze", "0"),
+        };
+        loop {
+            match file::raw(&part.dir, name, value) {
+                // A group that is gone has nothing to thaw.
+                Err(e) if !on && e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                r => r.map_err(|e| {
+                    Error::system(
+                        format!("write {value} to {}", part.dir.join(name).display()),
+                        e,
+                    )
+                })?,
+            }
+            let done = if v1 {
+                file::text(&part.dir, name).is_some_and(|t| t == value)
+            } else {
+                let events = file::keyed(&part.dir, "cgroup.events");
+                events.get("frozen").copied().unwrap_or(0) == u64::from(on)
+            };
+            if done {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                if on {
+                    let _ = self.set_frozen(false);
+                }
+                return Err(Error::system(
+                    "freeze",
+                    io::Error::from(io::ErrorKind::TimedOut),
+                ));
+            }
+            // The kernel has no event for v1: its state is read again, as runc does.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+fn join_parts(
+    parts: impl Iterator<Item = (&'static Hierarchy, PathBuf)>,
+    plan: &mut Plan,
+) -> Result<()> {
+    for (h, dir) in parts {
+        let fail = |e| Error::system(format!("open cgroup {}", dir.display()), e);
+        if h.v2 {
+            let fd = plan.give(File::open(&dir).map_err(fail)?);
+            plan.cgroup = Some(fd);
+        } else {
+            let mut options = File::options();
+            let fd = plan.give(options.write(true).open(dir.join("tasks")).map_err(fail)?);
+            let name = h.controllers.join(",");
+            plan.push(
+                Op::JoinCgroup(fd),
+                format!("join cgroup {name}:{}", dir.display()),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Pids of a group and the groups below; a descendant that vanishes meanwhile is skipped.
+fn collect(dir: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    let text = std::fs::read_to_string(dir.join("cgroup.procs"))?;
+    pids.extend(
+        text.lines()
+            .filter_map(|l| l.parse::<i32>().ok())
+            .filter(|p| *p > 0),
+    );
+    for entry in std::fs::read_dir(dir)?.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            match collect(&entry.path(), pids) {
+                Err(e) if !vanished(&e) => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn vanished(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound
+        || e.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+        // Threaded v2 groups have no process list.
+        || e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error())
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        r => return r,
+    }
+    for entry in std::fs::read_dir(dir)?.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove(&entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        r => r,
+    }
+}
+
+/// rdma.max is the same file on both versions.
+pub(crate) fn rdma(dir: &Path, limits: &BTreeMap<String, Rdma>) -> Result<()> {
+    for (device, limit) in limits {
+        let show = |n: Option<u32>| n.map_or_else(|| "max".into(), |n| n.to_string());
+        let (handles, objects) = (show(limit.hca_handles), show(limit.hca_objects));
+        let line = format!("{device} hca_handle={handles} hca_object={objects}");
+        file::write(dir, "rdma.max", line)?;
+    }
+    Ok(())
 }

@@ -1,0 +1,52 @@
+//! Owns what the parent needs of its children beyond a launch and safe crates do not offer: signals of any number
+//! through a pidfd, a look at exited children, and giving heap back to the system.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Sends `signal` (real-time ones too, 0 only probes) to the process behind `pidfd`; ESRCH once it is gone.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: the descriptor is borrowed for the call, and a null siginfo means "as kill(2)".
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            info,
+            0,
+        )
+    };
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Pid of some child that has exited and was not collected; it stays uncollected. `None` without one.
+pub fn peek_child() -> io::Result<Option<i32>> {
+    // SAFETY: siginfo_t is plain data, valid when zero.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is owned here and outlives the call.
+    let ret = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) };
+    if ret < 0 {
+        let e = io::Error::last_os_error();
+        return match e.raw_os_error() {
+            Some(libc::ECHILD) => Ok(None),
+            _ => Err(e),
+        };
+    }
+    // SAFETY: waitid filled the SIGCHLD variant, or left the zeroes above.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid > 0).then_some(pid))
+}
+
+/// Returns free heap pages to the system, for a process that stays small for long after a burst.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer; glibc locks its arenas itself.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}

@@ -1,0 +1,683 @@
+//! Owns the system calls: one thin function each, usable between clone and exec (no allocation, no panic).
+//!
+//! Invariants: every pointer given to the kernel comes from a reference that outlives the call; errors
+//! are errno values. Not here: when to call what.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+use std::ptr;
+
+pub(crate) const RESOLVE_NO_XDEV: u64 = 0x01;
+pub(crate) const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+pub(crate) const RESOLVE_NO_SYMLINKS: u64 = 0x04;
+pub(crate) const RESOLVE_IN_ROOT: u64 = 0x10;
+/// `libc::CLONE_INTO_CGROUP` is an i32 that overflows to 0 on this target.
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const PTR: usize = size_of::<usize>();
+
+/// An errno.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Errno(pub(crate) i32);
+
+pub(crate) type Res<T> = Result<T, Errno>;
+
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct CloneArgs {
+    pub(crate) flags: u64,
+    pub(crate) pidfd: u64,
+    pub(crate) child_tid: u64,
+    pub(crate) parent_tid: u64,
+    pub(crate) exit_signal: u64,
+    pub(crate) stack: u64,
+    pub(crate) stack_size: u64,
+    pub(crate) tls: u64,
+    pub(crate) set_tid: u64,
+    pub(crate) set_tid_size: u64,
+    pub(crate) cgroup: u64,
+}
+
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// struct mount_attr.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct MountAttr {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+    pub(crate) propagation: u64,
+    pub(crate) userns: u64,
+}
+
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// The one raw system call.
+///
+/// # Safety
+/// Pointer arguments must be valid for what `nr` does with them for the duration of the call.
+unsafe fn call(nr: libc::c_long, a: [usize; 6]) -> Res<usize> {
+    // SAFETY: the caller vouches for pointer arguments; syscall(2) itself touches only registers.
+    let ret = unsafe { libc::syscall(nr, a[0], a[1], a[2], a[3], a[4], a[5]) };
+    if ret == -1 {
+        Err(Errno(errno()))
+    } else {
+        Ok(ret as usize)
+    }
+}
+
+/// errno of the last failed libc call of this thread.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: glibc returns a valid pointer to this thread's errno, always.
+    let p = unsafe { libc::__errno_location() };
+    // SAFETY: as above; errno is a plain int nobody else writes.
+    unsafe { *p }
+}
+
+/// System call without pointers.
+fn plain(nr: libc::c_long, a: [usize; 6]) -> Res<usize> {
+    // SAFETY: callers in this file pass integers only; the kernel dereferences none of them.
+    unsafe { call(nr, a) }
+}
+
+fn fd(raw: RawFd) -> usize {
+    raw as isize as usize
+}
+
+fn p<T: ?Sized>(r: &T) -> usize {
+    ptr::from_ref(r).cast::<u8>() as usize
+}
+
+fn pm<T: ?Sized>(r: &mut T) -> usize {
+    ptr::from_mut(r).cast::<u8>() as usize
+}
+
+/// System call whose pointer arguments come from live references made by [`p`] or [`pm`].
+macro_rules! refs {
+    ($nr:expr, $($a:expr),*) => {{
+        #[allow(unused_mut)]
+        let mut a = [0usize; 6];
+        let given = [$($a),*];
+        a[..given.len()].copy_from_slice(&given);
+        // SAFETY: every pointer was made from a reference that lives past this call, with the
+        // length or type this call expects.
+        unsafe { call($nr, a) }
+    }};
+}
+
+pub(crate) fn clone3(args: &CloneArgs) -> Res<i32> {
+    refs!(libc::SYS_clone3, p(args), size_of::<CloneArgs>()).map(|n| n as i32)
+}
+
+pub(crate) fn exit(code: i32) -> ! {
+    loop {
+        let _ = plain(libc::SYS_exit_group, [code as usize, 0, 0, 0, 0, 0]);
+    }
+}
+
+pub(crate) fn close(raw: RawFd) {
+    let _ = plain(libc::SYS_close, [fd(raw), 0, 0, 0, 0, 0]);
+}
+
+pub(crate) fn close_range(first: u32, last: u32) {
+    if first > last {
+        return;
+    }
+    if plain(
+        libc::SYS_close_range,
+        [first as usize, last as usize, 0, 0, 0, 0],
+    )
+    .is_err()
+    {
+        for n in first..=last.min(65_535) {
+            close(n as RawFd);
+        }
+    }
+}
+
+pub(crate) fn dup2(from: RawFd, to: RawFd) -> Res<()> {
+    if from == to {
+        // Same number: only the close-on-exec flag must go.
+        return plain(
+            libc::SYS_fcntl,
+            [fd(from), libc::F_SETFD as usize, 0, 0, 0, 0],
+        )
+        .map(drop);
+    }
+    plain(libc::SYS_dup3, [fd(from), fd(to), 0, 0, 0, 0]).map(drop)
+}
+
+/// A close-on-exec duplicate numbered `min` or above.
+pub(crate) fn dup_above(from: RawFd, min: i32) -> Res<RawFd> {
+    let op = libc::F_DUPFD_CLOEXEC as usize;
+    plain(libc::SYS_fcntl, [fd(from), op, min as usize, 0, 0, 0]).map(|n| n as RawFd)
+}
+
+pub(crate) fn read(raw: RawFd, buf: &mut [u8]) -> Res<usize> {
+    loop {
+        match refs!(libc::SYS_read, fd(raw), pm(buf), buf.len()) {
+            Err(Errno(libc::EINTR)) => {}
+            r => return r,
+        }
+    }
+}
+
+pub(crate) fn write(raw: RawFd, data: &[u8]) -> Res<usize> {
+    loop {
+        match refs!(libc::SYS_write, fd(raw), p(data), data.len()) {
+            Err(Errno(libc::EINTR)) => {}
+            r => return r,
+        }
+    }
+}
+
+/// Sends one packet, without SIGPIPE.
+pub(crate) fn send(raw: RawFd, data: &[u8]) -> Res<usize> {
+    let flags = libc::MSG_NOSIGNAL as usize;
+    refs!(libc::SYS_sendto, fd(raw), p(data), data.len(), flags, 0, 0)
+}
+
+/// Sends one packet with one descriptor.
+pub(crate) fn send_fd(raw: RawFd, data: &[u8], pass: RawFd) -> Res<()> {
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        pass: RawFd,
+        pad: u32,
+    }
+    let control = Control {
+        header: libc::cmsghdr {
+            cmsg_len: size_of::<libc::cmsghdr>() + size_of::<RawFd>(),
+            cmsg_level: libc::SOL_SOCKET,
+            cmsg_type: libc::SCM_RIGHTS,
+        },
+        pass,
+        pad: 0,
+    };
+    let iov = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // struct msghdr as the kernel has it on 64-bit: name, namelen, iov, iovlen, control, len, flags.
+    let header: [usize; 7] = [0, 0, p(&iov), 1, p(&control), size_of::<Control>(), 0];
+    refs!(
+        libc::SYS_sendmsg,
+        fd(raw),
+        p(&header),
+        libc::MSG_NOSIGNAL as usize
+    )
+    .map(drop)
+}
+
+pub(crate) fn open(path: &CStr, flags: i32) -> Res<RawFd> {
+    openat(libc::AT_FDCWD, path, flags)
+}
+
+pub(crate) fn openat(dir: RawFd, path: &CStr, flags: i32) -> Res<RawFd> {
+    let flags = (flags | libc::O_CLOEXEC) as usize;
+    refs!(libc::SYS_openat, fd(dir), p(path), flags, 0).map(|n| n as RawFd)
+}
+
+/// openat2(2); asks again when a concurrent rename made the kernel give up.
+pub(crate) fn openat2(dir: RawFd, path: &CStr, flags: i32, mode: u32, resolve: u64) -> Res<RawFd> {
+    let how = OpenHow {
+        flags: (flags | libc::O_CLOEXEC) as u32 as u64,
+        mode: u64::from(mode),
+        resolve,
+    };
+    let mut tries = 0;
+    loop {
+        match refs!(
+            libc::SYS_openat2,
+            fd(dir),
+            p(path),
+            p(&how),
+            size_of::<OpenHow>()
+        ) {
+            Err(Errno(libc::EAGAIN)) if tries < 128 => tries += 1,
+            r => return r.map(|n| n as RawFd),
+        }
+    }
+}
+
+pub(crate) fn mkdirat(dir: RawFd, path: &CStr, mode: u32) -> Res<()> {
+    refs!(libc::SYS_mkdirat, fd(dir), p(path), mode as usize).map(drop)
+}
+
+pub(crate) fn mknodat(dir: RawFd, path: &CStr, mode: u32, dev: u64) -> Res<()> {
+    refs!(
+        libc::SYS_mknodat,
+        fd(dir),
+        p(path),
+        mode as usize,
+        dev as usize
+    )
+    .map(drop)
+}
+
+pub(crate) fn symlinkat(target: &CStr, dir: RawFd, path: &CStr) -> Res<()> {
+    refs!(libc::SYS_symlinkat, p(target), fd(dir), p(path)).map(drop)
+}
+
+/// Owner of the object behind an O_PATH descriptor.
+pub(crate) fn chown(raw: RawFd, uid: u32, gid: u32) -> Res<()> {
+    let flags = libc::AT_EMPTY_PATH as usize;
+    refs!(
+        libc::SYS_fchownat,
+        fd(raw),
+        p(c""),
+        uid as usize,
+        gid as usize,
+        flags
+    )
+    .map(drop)
+}
+
+/// Mode of `name` in `dir`, following nothing the caller did not just make.
+pub(crate) fn chmodat(dir: RawFd, name: &CStr, mode: u32) -> Res<()> {
+    refs!(libc::SYS_fchmodat, fd(dir), p(name), mode as usize).map(drop)
+}
+
+/// stat(2) of `path` from `dir`, or of `dir` itself with an empty path.
+pub(crate) fn stat(dir: RawFd, path: &CStr, flags: i32) -> Res<libc::stat> {
+    // SAFETY: struct stat is plain integers, for which all zeroes is a value.
+    let mut st: libc::stat = unsafe { std::mem::zeroed() };
+    let flags = (flags | libc::AT_EMPTY_PATH) as usize;
+    refs!(libc::SYS_newfstatat, fd(dir), p(path), pm(&mut st), flags)?;
+    Ok(st)
+}
+
+/// Magic number of the file system behind a descriptor.
+pub(crate) fn fs_magic(raw: RawFd) -> Res<i64> {
+    // SAFETY: struct statfs is plain integers, for which all zeroes is a value.
+    let mut st: libc::statfs = unsafe { std::mem::zeroed() };
+    refs!(libc::SYS_fstatfs, fd(raw), pm(&mut st))?;
+    Ok(st.f_type)
+}
+
+pub(crate) fn executable(path: &CStr) -> Res<()> {
+    let (mode, flags) = (libc::X_OK as usize, libc::AT_EACCESS as usize);
+    refs!(
+        libc::SYS_faccessat2,
+        fd(libc::AT_FDCWD),
+        p(path),
+        mode,
+        flags
+    )
+    .map(drop)
+}
+
+pub(crate) fn chdir(path: &CStr) -> Res<()> {
+    refs!(libc::SYS_chdir, p(path)).map(drop)
+}
+
+pub(crate) fn fchdir(raw: RawFd) -> Res<()> {
+    plain(libc::SYS_fchdir, [fd(raw), 0, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn chroot(path: &CStr) -> Res<()> {
+    refs!(libc::SYS_chroot, p(path)).map(drop)
+}
+
+pub(crate) fn getcwd(buf: &mut [u8]) -> Res<usize> {
+    refs!(libc::SYS_getcwd, pm(buf), buf.len())
+}
+
+pub(crate) fn setns(raw: RawFd, flags: u32) -> Res<()> {
+    plain(libc::SYS_setns, [fd(raw), flags as usize, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn unshare(flags: u32) -> Res<()> {
+    plain(libc::SYS_unshare, [flags as usize, 0, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: u64, data: &CStr) -> Res<()> {
+    refs!(
+        libc::SYS_mount,
+        p(source),
+        p(target),
+        p(kind),
+        flags as usize,
+        p(data)
+    )
+    .map(drop)
+}
+
+pub(crate) fn umount_detach(path: &CStr) -> Res<()> {
+    refs!(libc::SYS_umount2, p(path), libc::MNT_DETACH as usize).map(drop)
+}
+
+pub(crate) fn pivot_root(new: &CStr, old: &CStr) -> Res<()> {
+    refs!(libc::SYS_pivot_root, p(new), p(old)).map(drop)
+}
+
+pub(crate) fn open_tree(dir: RawFd, path: &CStr, recursive: bool) -> Res<RawFd> {
+    const CLONE: u32 = 1;
+    let mut flags = CLONE | (libc::O_CLOEXEC | libc::AT_EMPTY_PATH) as u32;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as u32;
+    }
+    refs!(libc::SYS_open_tree, fd(dir), p(path), flags as usize).map(|n| n as RawFd)
+}
+
+/// move_mount(2) of the mount behind `from` onto `path` from `to`, or onto `to` with an empty path.
+pub(crate) fn move_mount(from: RawFd, to: RawFd, path: &CStr) -> Res<()> {
+    const F_EMPTY_PATH: usize = 0x04;
+    const T_EMPTY_PATH: usize = 0x40;
+    let flags = F_EMPTY_PATH | T_EMPTY_PATH;
+    refs!(
+        libc::SYS_move_mount,
+        fd(from),
+        p(c""),
+        fd(to),
+        p(path),
+        flags
+    )
+    .map(drop)
+}
+
+pub(crate) fn mount_setattr(raw: RawFd, recursive: bool, attr: &MountAttr) -> Res<()> {
+    let mut flags = libc::AT_EMPTY_PATH as usize;
+    if recursive {
+        flags |= libc::AT_RECURSIVE as usize;
+    }
+    let size = size_of::<MountAttr>();
+    refs!(
+        libc::SYS_mount_setattr,
+        fd(raw),
+        p(c""),
+        flags,
+        p(attr),
+        size
+    )
+    .map(drop)
+}
+
+pub(crate) fn fsopen(kind: &CStr) -> Res<RawFd> {
+    refs!(libc::SYS_fsopen, p(kind), 1).map(|n| n as RawFd)
+}
+
+/// One fsconfig(2): flag without value, string with one, and `None` for the create command.
+pub(crate) fn fsconfig(raw: RawFd, key: Option<&CStr>, value: Option<&CStr>) -> Res<()> {
+    const SET_FLAG: usize = 0;
+    const SET_STRING: usize = 1;
+    const CMD_CREATE: usize = 6;
+    match (key, value) {
+        (None, _) => plain(libc::SYS_fsconfig, [fd(raw), CMD_CREATE, 0, 0, 0, 0]),
+        (Some(k), None) => refs!(libc::SYS_fsconfig, fd(raw), SET_FLAG, p(k), 0, 0),
+        (Some(k), Some(v)) => refs!(libc::SYS_fsconfig, fd(raw), SET_STRING, p(k), p(v), 0),
+    }
+    .map(drop)
+}
+
+pub(crate) fn fsmount(raw: RawFd, attrs: u64) -> Res<RawFd> {
+    plain(libc::SYS_fsmount, [fd(raw), 1, attrs as usize, 0, 0, 0]).map(|n| n as RawFd)
+}
+
+pub(crate) fn setsid() -> Res<()> {
+    plain(libc::SYS_setsid, [0; 6]).map(drop)
+}
+
+pub(crate) fn umask(mask: u32) {
+    let _ = plain(libc::SYS_umask, [mask as usize, 0, 0, 0, 0, 0]);
+}
+
+pub(crate) fn sethostname(name: &[u8]) -> Res<()> {
+    refs!(libc::SYS_sethostname, p(name), name.len()).map(drop)
+}
+
+pub(crate) fn setdomainname(name: &[u8]) -> Res<()> {
+    refs!(libc::SYS_setdomainname, p(name), name.len()).map(drop)
+}
+
+pub(crate) fn join_session_keyring(name: &CStr) -> Res<()> {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    refs!(libc::SYS_keyctl, JOIN_SESSION_KEYRING, p(name)).map(drop)
+}
+
+pub(crate) fn personality(persona: u64) -> Res<()> {
+    plain(libc::SYS_personality, [persona as usize, 0, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn sched_setattr(s: &crate::Sched) -> Res<()> {
+    let attr = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        policy: s.policy,
+        flags: s.flags,
+        nice: s.nice,
+        priority: s.priority,
+        runtime: s.runtime,
+        deadline: s.deadline,
+        period: s.period,
+    };
+    refs!(libc::SYS_sched_setattr, 0, p(&attr), 0).map(drop)
+}
+
+pub(crate) fn ioprio_set(value: u32) -> Res<()> {
+    const WHO_PROCESS: usize = 1;
+    plain(
+        libc::SYS_ioprio_set,
+        [WHO_PROCESS, 0, value as usize, 0, 0, 0],
+    )
+    .map(drop)
+}
+
+pub(crate) fn set_mempolicy(mode: u32, nodes: &[u64]) -> Res<()> {
+    let bits = nodes.len() * 64 + 1;
+    let ptr = if nodes.is_empty() { 0 } else { p(nodes) };
+    refs!(
+        libc::SYS_set_mempolicy,
+        mode as usize,
+        ptr,
+        if nodes.is_empty() { 0 } else { bits }
+    )
+    .map(drop)
+}
+
+pub(crate) fn sched_setaffinity(mask: &[u64]) -> Res<()> {
+    refs!(libc::SYS_sched_setaffinity, 0, size_of_val(mask), p(mask)).map(drop)
+}
+
+/// prlimit64(2) of itself: sets when `new` is given, returns the previous limit (soft, hard).
+pub(crate) fn rlimit(resource: u32, new: Option<[u64; 2]>) -> Res<[u64; 2]> {
+    let mut old = [0u64; 2];
+    let ptr = new.as_ref().map_or(0, p);
+    refs!(libc::SYS_prlimit64, 0, resource as usize, ptr, pm(&mut old))?;
+    Ok(old)
+}
+
+pub(crate) fn setgroups(groups: &[u32]) -> Res<()> {
+    refs!(libc::SYS_setgroups, groups.len(), p(groups)).map(drop)
+}
+
+pub(crate) fn setgid(gid: u32) -> Res<()> {
+    let g = gid as usize;
+    plain(libc::SYS_setresgid, [g, g, g, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn setuid(uid: u32) -> Res<()> {
+    let u = uid as usize;
+    plain(libc::SYS_setresuid, [u, u, u, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn prctl(option: i32, a: usize, b: usize) -> Res<usize> {
+    plain(libc::SYS_prctl, [option as usize, a, b, 0, 0, 0])
+}
+
+const CAP_VERSION_3: u32 = 0x2008_0522;
+
+/// Permitted set of this thread.
+pub(crate) fn cap_permitted() -> Res<u64> {
+    let mut header = CapHeader {
+        version: CAP_VERSION_3,
+        pid: 0,
+    };
+    let mut data = [CapData::default(); 2];
+    refs!(libc::SYS_capget, pm(&mut header), pm(&mut data))?;
+    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
+}
+
+pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> Res<()> {
+    let mut header = CapHeader {
+        version: CAP_VERSION_3,
+        pid: 0,
+    };
+    let half = |shift: u32| CapData {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    refs!(libc::SYS_capset, pm(&mut header), p(&data)).map(drop)
+}
+
+/// Installs a filter given as the bytes of an array of `struct sock_filter`.
+pub(crate) fn seccomp(program: &[u8], flags: u32) -> Res<()> {
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        filter: usize,
+    }
+    let Ok(len) = u16::try_from(program.len() / 8) else {
+        return Err(Errno(libc::EINVAL));
+    };
+    let program = Program {
+        len,
+        filter: p(program),
+    };
+    const SET_MODE_FILTER: usize = 1;
+    refs!(
+        libc::SYS_seccomp,
+        SET_MODE_FILTER,
+        flags as usize,
+        p(&program)
+    )
+    .map(drop)
+}
+
+/// SIG_DFL for every signal, and an empty mask.
+pub(crate) fn default_signals() {
+    let action = [0usize; 4];
+    for signal in 1..65usize {
+        if signal != libc::SIGKILL as usize && signal != libc::SIGSTOP as usize {
+            let _ = refs!(libc::SYS_rt_sigaction, signal, p(&action), 0, 8);
+        }
+    }
+    let none = 0u64;
+    let set = libc::SIG_SETMASK as usize;
+    let _ = refs!(libc::SYS_rt_sigprocmask, set, p(&none), 0, PTR);
+}
+
+pub(crate) fn ioctl_int(raw: RawFd, request: u64, arg: usize) -> Res<usize> {
+    plain(libc::SYS_ioctl, [fd(raw), request as usize, arg, 0, 0, 0])
+}
+
+pub(crate) fn unlock_pty(raw: RawFd) -> Res<()> {
+    let zero = 0i32;
+    refs!(
+        libc::SYS_ioctl,
+        fd(raw),
+        libc::TIOCSPTLCK as usize,
+        p(&zero)
+    )
+    .map(drop)
+}
+
+pub(crate) fn window_size(raw: RawFd, rows: u16, cols: u16) -> Res<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    refs!(
+        libc::SYS_ioctl,
+        fd(raw),
+        libc::TIOCSWINSZ as usize,
+        p(&size)
+    )
+    .map(drop)
+}
+
+/// Sets IFF_UP on `lo` of the present network namespace.
+pub(crate) fn loopback_up() -> Res<()> {
+    #[repr(C)]
+    struct Request {
+        name: [u8; 16],
+        flags: u16,
+        pad: [u8; 22],
+    }
+    let mut request = Request {
+        name: *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        flags: 0,
+        pad: [0; 22],
+    };
+    let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize;
+    let socket = plain(libc::SYS_socket, [libc::AF_INET as usize, kind, 0, 0, 0, 0])?;
+    let get = libc::SIOCGIFFLAGS as usize;
+    let mut done = refs!(libc::SYS_ioctl, socket, get, pm(&mut request));
+    if done.is_ok() {
+        request.flags |= libc::IFF_UP as u16;
+        done = refs!(
+            libc::SYS_ioctl,
+            socket,
+            libc::SIOCSIFFLAGS as usize,
+            p(&request)
+        );
+    }
+    close(socket as RawFd);
+    done.map(drop)
+}
+
+/// execve(2) with pointer arrays the parent prepared; returns only on failure.
+///
+/// # Safety
+/// `argv` and `envp` must point to null-terminated arrays of pointers to C strings.
+pub(crate) unsafe fn execve(
+    path: &CStr,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+) -> Errno {
+    let args = [
+        path.as_ptr() as usize,
+        argv as usize,
+        envp as usize,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: path is a live C string, the caller vouches for the arrays.
+    match unsafe { call(libc::SYS_execve, args) } {
+        Ok(_) => Errno(0),
+        Err(e) => e,
+    }
+}

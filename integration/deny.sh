@@ -1,0 +1,27 @@
+#!/bin/sh
+# Checks the licences and sources of every crate that the build uses, by deny.toml. The tool is built
+# once into target/tools (about three minutes on two cores). Advisories are not checked here: they
+# need a database from the network (`cargo deny check advisories` where there is one).
+#
+#   integration/deny.sh             install the tool when it is missing, then check
+#   integration/deny.sh --if-built  check only when the tool is there already
+set -eu
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+tool=$top/target/tools/bin/cargo-deny
+
+if [ ! -x "$tool" ]; then
+    if [ "${1:-}" = --if-built ]; then
+        echo "deny: no cargo-deny in target/tools; skipped"
+        exit 0
+    fi
+    echo "deny: building cargo-deny into target/tools (once, about three minutes)"
+    build=$(mktemp -d)
+    trap 'rm -rf "$build"' EXIT
+    CARGO_TARGET_DIR=$build nice -n 15 \
+        cargo install --quiet cargo-deny --version '^0.20' --locked --root "$top/target/tools"
+fi
+cd "$top"
+# cargo-deny reads the manifests of crates for every platform; a build downloads only its own.
+cargo fetch --quiet
+exec "$tool" --offline --log-level warn check --hide-inclusion-graph licenses bans sources

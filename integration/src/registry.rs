@@ -1,0 +1,196 @@
+//! Registries on loopback: Debian's docker-registry, plain or TLS, and [`Tiny`], a server of our
+//! own for what a good registry does not do (tokens, wrong bytes, broken connections).
+
+mod http;
+mod tiny;
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+pub use tiny::{Tiny, Trick};
+
+use crate::images::{Image, OCI_INDEX};
+use crate::peers;
+use crate::process::eventually;
+
+/// A docker-registry with its storage; gone when dropped.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    dir: PathBuf,
+    port: u16,
+    /// The CA's certificate, if it speaks TLS.
+    pub ca: Option<PathBuf>,
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// Speaks plain HTTP and keeps its files under `dir`.
+    #[must_use]
+    pub fn plain(dir: &Path) -> Self {
+        Self::start(dir, None)
+    }
+
+    /// Speaks HTTPS with a certificate for 127.0.0.1 from a CA of its own.
+    #[must_use]
+    pub fn tls(dir: &Path) -> Self {
+        Self::start(dir, Some(certificate(dir)))
+    }
+
+    fn start(dir: &Path, tls: Option<(PathBuf, PathBuf, PathBuf)>) -> Self {
+        let dir = dir.join("registry");
+        fs::create_dir_all(&dir).unwrap();
+        let port = free_port();
+        let encryption = tls.as_ref().map_or_else(String::new, |(_, cert, key)| {
+            format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display())
+        });
+        let config = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  \
+             delete: {{enabled: true}}\nhttp:\n  addr: 127.0.0.1:{port}\n{encryption}",
+            dir.display()
+        );
+        fs::write(dir.join("config.yml"), config).unwrap();
+        let log = fs::File::create(dir.join("log")).unwrap();
+        let child = Command::new(peers::debian("docker-registry"))
+            .arg("serve")
+            .arg(dir.join("config.yml"))
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("docker-registry starts");
+        let up = eventually(Duration::from_secs(15), || {
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        let registry = Self { child, dir, port, ca: tls.map(|(ca, ..)| ca) };
+        let log = || fs::read_to_string(registry.dir.join("log")).unwrap_or_default();
+        assert!(up.is_some(), "docker-registry does not listen: {}", log());
+        registry
+    }
+
+    /// `host:port`.
+    #[must_use]
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The reference under which `image` is found here.
+    #[must_use]
+    pub fn reference(&self, image: &Image) -> String {
+        let (path, tag) = image.repository();
+        format!("{}/{path}:{tag}", self.host())
+    }
+
+    /// Puts an image into a registry that speaks plain HTTP and gives its reference.
+    pub fn push(&self, image: &Image) -> String {
+        let (path, tag) = image.repository();
+        let host = self.host();
+        let mut manifests = Vec::new();
+        for (digest, blob) in &image.blobs {
+            if blob.media_type.contains("manifest") || blob.media_type == OCI_INDEX {
+                manifests.push((digest, blob));
+                continue;
+            }
+            let begun = http::request(&host, "POST", &format!("/v2/{path}/blobs/uploads/"), &[], b"");
+            let location = begun.header("location").expect("an upload has a place");
+            let place = location.split_once(&host).map_or(location, |(_, rest)| rest);
+            let sign = if place.contains('?') { '&' } else { '?' };
+            let target = format!("{place}{sign}digest={digest}");
+            let kind = ("Content-Type", "application/octet-stream");
+            let put = http::request(&host, "PUT", &target, &[kind], &blob.bytes);
+            assert!(put.status == 201, "push a blob: {put:?}");
+        }
+        // The registry wants an index's members before the index.
+        manifests.sort_by_key(|(digest, _)| **digest == image.digest);
+        for (digest, blob) in manifests {
+            let name = if *digest == image.digest { tag } else { digest };
+            let target = format!("/v2/{path}/manifests/{name}");
+            let kind = ("Content-Type", blob.media_type.as_str());
+            let put = http::request(&host, "PUT", &target, &[kind], &blob.bytes);
+            assert!(put.status == 201, "push a manifest: {put:?}");
+        }
+        self.reference(image)
+    }
+
+    /// A hosts directory that tells clients how to reach this registry.
+    #[must_use]
+    pub fn hosts_dir(&self) -> PathBuf {
+        let hosts = self.dir.join("hosts");
+        // containerd looks for `host_port_` as well as for `host:port`.
+        let dir = hosts.join(self.host());
+        fs::create_dir_all(&dir).unwrap();
+        let toml = match &self.ca {
+            Some(ca) => format!(
+                "server = \"https://{0}\"\n[host.\"https://{0}\"]\n  \
+                 capabilities = [\"pull\", \"resolve\", \"push\"]\n  ca = \"{1}\"\n",
+                self.host(),
+                ca.display()
+            ),
+            None => format!(
+                "server = \"http://{0}\"\n[host.\"http://{0}\"]\n  \
+                 capabilities = [\"pull\", \"resolve\", \"push\"]\n",
+                self.host()
+            ),
+        };
+        fs::write(dir.join("hosts.toml"), toml).unwrap();
+        hosts
+    }
+
+    /// A hosts directory in which this registry is the mirror of `name`.
+    #[must_use]
+    pub fn mirror_dir(&self, name: &str) -> PathBuf {
+        let hosts = self.dir.join("mirrors");
+        let dir = hosts.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let toml = format!(
+            "server = \"https://{name}\"\n[host.\"http://{}\"]\n  \
+             capabilities = [\"pull\", \"resolve\"]\n",
+            self.host()
+        );
+        fs::write(dir.join("hosts.toml"), toml).unwrap();
+        hosts
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has free ports");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// A CA and a certificate for 127.0.0.1: paths of the CA's and the server's certificate and key.
+fn certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
+    let openssl = |args: &str| {
+        let output = Command::new("openssl")
+            .args(args.split_whitespace())
+            .current_dir(dir)
+            .output()
+            .expect("openssl runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "openssl {args}: {error}");
+    };
+    let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n\
+                      extendedKeyUsage=serverAuth\n";
+    fs::write(dir.join("san.ext"), extensions).unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.crt -days 30 -subj /CN=test-ca"));
+    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=test-registry"));
+    openssl(
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \
+         -extfile san.ext -out server.crt",
+    );
+    (dir.join("ca.crt"), dir.join("server.crt"), dir.join("server.key"))
+}

@@ -1,0 +1,200 @@
+//! The main function of a test program: shared daemons, one case per test, leak checks.
+//!
+//! A test is a plain function over a [`Case`]. A [`Test`] says which client, runtime and daemon it
+//! gets; the list of them is explicit, so the compiler warns of a test that nobody lists.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::case::Case;
+use crate::ctr::Client;
+use crate::daemon::{self, Daemon, Setup};
+use crate::leaks;
+use crate::peers::{self, Kind};
+
+/// A test to be run.
+#[derive(Clone, Debug)]
+pub struct Test {
+    name: String,
+    client: Client,
+    kind: Kind,
+    runtime: Option<String>,
+    own_daemon: bool,
+    body: fn(&Case),
+}
+
+/// Tests by the names of their functions.
+#[macro_export]
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        vec![$($crate::runner::Test::new(stringify!($name), $name)),*]
+    };
+}
+
+/// Each of the tests twice: with ctr 2.4 and with ctr 1.6.
+#[must_use]
+pub fn with_both_clients(tests: Vec<Test>) -> Vec<Test> {
+    let old: Vec<_> = tests.iter().cloned().map(|t| t.client(Client::Old)).collect();
+    tests.into_iter().chain(old).collect()
+}
+
+type Shared = Arc<Mutex<HashMap<&'static str, Arc<Daemon>>>>;
+
+// === impl Test ===
+
+impl Test {
+    /// A test with ctr 2.4 on the shared daemon under test.
+    #[must_use]
+    pub fn new(name: &str, body: fn(&Case)) -> Self {
+        Self {
+            name: name.to_owned(),
+            client: Client::New,
+            kind: Kind::under_test(),
+            runtime: None,
+            own_daemon: false,
+            body,
+        }
+    }
+
+    #[must_use]
+    pub fn client(mut self, client: Client) -> Self {
+        self.client = client;
+        self
+    }
+
+    /// Runs on a daemon that no other test uses, so that the test may kill it.
+    #[must_use]
+    pub fn own_daemon(mut self) -> Self {
+        self.own_daemon = true;
+        self
+    }
+
+    /// Runs on this daemon with this runtime, whatever is under test.
+    #[must_use]
+    pub fn on(mut self, kind: Kind, runtime: &str) -> Self {
+        self.kind = kind;
+        self.runtime = Some(runtime.to_owned());
+        self
+    }
+
+    fn trial(self, module: &str, shared: &Shared) -> Trial {
+        let mut name = format!("{module}::{}", self.name);
+        if self.client == Client::Old {
+            let _ = write!(name, "::{}", self.client.label());
+        }
+        let shared = Arc::clone(shared);
+        Trial::test(name, move || self.run(&shared))
+    }
+
+    fn run(&self, shared: &Shared) -> Result<(), Failed> {
+        let daemon = if self.own_daemon {
+            Arc::new(Setup::new(self.kind).start())
+        } else {
+            shared_daemon(shared, self.kind)
+        };
+        let mut case = Case::new(Arc::clone(&daemon), self.client);
+        if let Some(runtime) = &self.runtime {
+            case = case.runtime(runtime);
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.body)(&case)))
+            .map_err(|panic| message(panic.as_ref()))
+            .and_then(|()| {
+                let left = catch_unwind(AssertUnwindSafe(|| case.finish()))
+                    .map_err(|panic| message(panic.as_ref()))?;
+                if left.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("left behind:\n  {}", left.join("\n  ")))
+                }
+            });
+        outcome.map_err(|text| {
+            let log = daemon.log_about(&case.namespace, 15);
+            let _ = catch_unwind(AssertUnwindSafe(|| case.wipe()));
+            Failed::from(format!("{text}\n  daemon's log:\n{log}"))
+        })
+    }
+}
+
+thread_local! {
+    /// Where this thread panicked last.
+    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+        .unwrap_or_else(|| "a panic without text".to_owned());
+    PLACE.with(|place| format!("{}: {text}", place.borrow()))
+}
+
+fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
+    let key = match kind {
+        Kind::Corten => "corten",
+        Kind::Reference => "reference",
+    };
+    let mut daemons = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Arc::clone(daemons.entry(key).or_insert_with(|| Arc::new(Setup::new(kind).start())))
+}
+
+/// Runs the modules' tests; gives the exit code of the program.
+#[must_use]
+pub fn run(modules: Vec<(&str, Vec<Test>)>) -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("these tests make containers and need root: use `make test`");
+        return std::process::ExitCode::FAILURE;
+    }
+    daemon::sweep();
+    // Containers wait more than they compute: twice the processors, but no more than eight.
+    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    arguments.test_threads.get_or_insert((processors * 2).min(8));
+    // Panics are reported with the test they belong to.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, ToString::to_string);
+        PLACE.with(|last| *last.borrow_mut() = place);
+    }));
+
+    let kind = Kind::under_test();
+    if !arguments.list {
+        let program = kind.program();
+        println!("daemon under test: {} ({})", program.display(), kind.default_runtime());
+        println!("reference programs: {}", peers::dir().display());
+    }
+    let before = leaks::shared_places();
+    let shared = Shared::default();
+    let trials = modules
+        .into_iter()
+        .flat_map(|(module, tests)| {
+            tests.into_iter().map(|t| t.trial(module, &shared)).collect::<Vec<_>>()
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+
+    let mut left = Vec::new();
+    for (name, daemon) in shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain() {
+        if !conclusion.has_failed() {
+            left.extend(leaks::settle(Duration::from_secs(15), || daemon.leaks()));
+        }
+        let code = daemon.stop();
+        if code != 0 {
+            left.push(format!("the {name} daemon ended with code {code} on SIGTERM"));
+        }
+    }
+    left.extend(
+        leaks::shared_places().difference(&before).map(|p| format!("file {}", p.display())),
+    );
+    if left.is_empty() || conclusion.has_failed() {
+        return conclusion.exit_code();
+    }
+    println!("left behind when all tests were over:\n  {}", left.join("\n  "));
+    println!("test result: FAILED. 0 passed; 1 failed (leaks at the end)");
+    std::process::ExitCode::FAILURE
+}

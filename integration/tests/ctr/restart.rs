@@ -1,0 +1,227 @@
+//! The daemon dies and comes back; containers do not notice. Each test has a daemon of its own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use corten_integration::case::Case;
+use corten_integration::images;
+use corten_integration::leaks;
+use corten_integration::process::{eventually, exits_within};
+use corten_integration::runner::Test;
+use corten_integration::tests;
+use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) fn tests() -> Vec<Test> {
+    tests![
+        a_container_survives_the_death_of_its_daemon,
+        output_stays_attached_over_a_restart,
+        an_exit_while_the_daemon_is_down_is_reported,
+        a_restart_in_good_order_changes_nothing,
+        an_exec_works_after_a_restart,
+        a_paused_container_stays_paused,
+        images_and_containers_survive,
+        a_killed_shim_is_cleaned_up,
+        a_shim_killed_while_the_daemon_is_down_is_cleaned_up,
+        events_flow_again_after_a_restart,
+        many_restarts_leave_nothing_behind,
+        a_half_written_ingest_does_not_hurt,
+    ]
+    .into_iter()
+    .map(Test::own_daemon)
+    .collect()
+}
+
+fn alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn a_container_survives_the_death_of_its_daemon(c: &Case) {
+    c.sleeper("a");
+    let pid = c.pid("a");
+    c.daemon.crash_and_restart();
+    assert!(alive(pid), "it died with the daemon");
+    assert_eq!(c.pid("a"), pid);
+    assert_eq!(c.status("a").as_deref(), Some("RUNNING"));
+    c.ctr("task kill -s SIGKILL a").ok();
+    c.wait_stopped("a");
+    let done = c.ctr("task delete a").run();
+    assert!(done.err().contains("137") || done.code() == 137, "{}", done.report());
+    c.ctr("containers rm a").ok();
+}
+
+fn output_stays_attached_over_a_restart(c: &Case) {
+    let script = "while read x; do echo got $x; test $x = end && exit 9; done";
+    c.run("-d", "a", &["sh", "-c", script]).ok();
+    let mut attach = c.ctr("task attach a").stdin("").start();
+    attach.send(b"before\n");
+    attach.wait_output("got before");
+    c.daemon.kill();
+    // No daemon, yet bytes go on flowing between container and client.
+    attach.send(b"between\n");
+    attach.wait_output("got between");
+    c.daemon.start();
+    attach.send(b"after\n");
+    attach.wait_output("got after");
+    attach.kill();
+    // A new client finds the same pipes.
+    let mut again = c.ctr("task attach a").stdin("").start();
+    again.send(b"end\n");
+    again.wait_output("got end");
+    again.ended().expect_code(9);
+    c.remove("a");
+}
+
+fn an_exit_while_the_daemon_is_down_is_reported(c: &Case) {
+    let file = c.file("go");
+    let flags = format!("-d --null-io --mount type=bind,src={},dst=/files,options=rbind:rw",
+        c.dir.join("files").display());
+    let script = "until test -e /files/go; do sleep 0.02; done; exit 33";
+    c.run(&flags, "a", &["sh", "-c", script]).ok();
+    let pid = c.pid("a");
+    c.daemon.kill();
+    std::fs::write(&file, "").unwrap();
+    assert!(exits_within(pid, Duration::from_secs(10)), "it should have ended by itself");
+    c.daemon.start();
+    c.wait_stopped("a");
+    let done = c.ctr("task delete a").run();
+    assert!(done.err().contains("33") || done.code() == 33, "{}", done.report());
+    c.ctr("containers rm a").ok();
+}
+
+fn a_restart_in_good_order_changes_nothing(c: &Case) {
+    c.sleeper("a");
+    let pid = c.pid("a");
+    assert_eq!(c.daemon.stop(), 0);
+    assert!(alive(pid), "it ended with the daemon");
+    c.daemon.start();
+    assert_eq!(c.pid("a"), pid);
+    c.exec("", "a", &["echo", "fine"]).prints("fine\n");
+    c.remove("a");
+}
+
+fn an_exec_works_after_a_restart(c: &Case) {
+    c.sleeper("a");
+    c.daemon.crash_and_restart();
+    c.exec("", "a", &["sh", "-c", "echo out; exit 3"]).run().expect_code(3);
+    c.exec("", "a", &["echo", "again"]).prints("again\n");
+    c.remove("a");
+}
+
+fn a_paused_container_stays_paused(c: &Case) {
+    c.sleeper("a");
+    c.ctr("task pause a").ok();
+    c.daemon.crash_and_restart();
+    assert_eq!(c.status("a").as_deref(), Some("PAUSED"));
+    c.ctr("task resume a").ok();
+    assert_eq!(c.status("a").as_deref(), Some("RUNNING"));
+    c.remove("a");
+}
+
+fn images_and_containers_survive(c: &Case) {
+    let image = images::layered();
+    c.has(&image);
+    c.ctr("containers create --label k=v --runtime").arg(&c.runtime).args([&image.name, "a", "true"]).ok();
+    c.ctr("leases create --id l").ok();
+    let see = || {
+        ["images ls", "containers info a", "snapshots ls", "leases ls -q", "namespaces ls"]
+            .map(|words| c.ctr(words).ok())
+    };
+    let before = see();
+    c.daemon.crash_and_restart();
+    let sorted = |text: &String| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(before.iter().map(sorted).collect::<Vec<_>>(), see().iter().map(sorted).collect::<Vec<_>>());
+    c.ctr("containers rm a").ok();
+    c.ctr("leases rm l").ok();
+}
+
+fn shims_of(c: &Case) -> Vec<u32> {
+    leaks::processes_naming(&c.namespace)
+        .into_iter()
+        .filter(|(_, line)| line.contains("containerd-shim"))
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+fn kill_shims(c: &Case) {
+    let shims = shims_of(c);
+    assert!(!shims.is_empty(), "no shim found");
+    for pid in shims {
+        let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+        assert!(exits_within(pid, Duration::from_secs(5)));
+    }
+}
+
+fn a_killed_shim_is_cleaned_up(c: &Case) {
+    c.sleeper("a");
+    let pid = c.pid("a");
+    let mut events = c.events();
+    kill_shims(c);
+    events.wait_output("/tasks/exit");
+    events.wait_output("/tasks/delete");
+    assert!(exits_within(pid, Duration::from_secs(10)), "the container outlives its shim");
+    let gone = eventually(Duration::from_secs(10), || c.status("a").is_none().then_some(()));
+    assert!(gone.is_some(), "the task is {:?}", c.status("a"));
+    c.ctr("containers rm a").ok();
+}
+
+fn a_shim_killed_while_the_daemon_is_down_is_cleaned_up(c: &Case) {
+    c.sleeper("a");
+    let pid = c.pid("a");
+    c.daemon.kill();
+    kill_shims(c);
+    c.daemon.start();
+    assert!(exits_within(pid, Duration::from_secs(10)), "the container outlives its shim");
+    let gone = eventually(Duration::from_secs(10), || c.status("a").is_none().then_some(()));
+    assert!(gone.is_some(), "the task is {:?}", c.status("a"));
+    c.ctr("containers rm a").ok();
+    c.run("--rm", "a", &["echo", "the name is free"]).prints("the name is free\n");
+}
+
+fn events_flow_again_after_a_restart(c: &Case) {
+    c.sleeper("a");
+    c.daemon.crash_and_restart();
+    let mut events = c.events();
+    c.ctr("task kill -s SIGKILL a").ok();
+    let seen = events.wait_output("/tasks/exit");
+    let line = seen.lines().find(|l| l.contains("/tasks/exit")).unwrap();
+    assert!(line.contains(r#""exit_status":137"#), "{line}");
+    c.wait_stopped("a");
+    c.remove("a");
+}
+
+fn many_restarts_leave_nothing_behind(c: &Case) {
+    for id in ["a", "b", "c"] {
+        c.sleeper(id);
+    }
+    let pids = ["a", "b", "c"].map(|id| c.pid(id));
+    for _ in 0..5 {
+        c.daemon.crash_and_restart();
+    }
+    assert_eq!(["a", "b", "c"].map(|id| c.pid(id)), pids);
+    assert_eq!(shims_of(c).len(), 3);
+    for id in ["a", "b", "c"] {
+        c.remove(id);
+    }
+}
+
+fn a_half_written_ingest_does_not_hurt(c: &Case) {
+    let mut ingest = c.ctr("content ingest half").stdin("").start();
+    ingest.send(&vec![7; 3 << 20]);
+    let begun = || c.column("content active").contains(&"half".to_owned()).then_some(());
+    eventually(Duration::from_secs(10), begun).expect("the ingest begins");
+    c.daemon.crash_and_restart();
+    ingest.kill();
+    let image = images::busybox();
+    c.has(&image);
+    c.run("--rm", "a", &["echo", "fine"]).prints("fine\n");
+    // The lease that ctr took for the ingest is there still; with it goes the ingest.
+    for lease in c.list("leases ls -q") {
+        c.ctr("leases rm --sync").arg(&lease).ok();
+    }
+    c.ctr("images rm --sync").arg(&image.name).ok();
+    c.new_ctr("content rm half").run();
+}

@@ -1,1 +1,31 @@
-//! See the house notes.
+//! Transfers: images from and to registries, archives and the image store, and the streams that clients use with it.
+//!
+//! ```text
+//! local (plugin: which ends, lease, progress)
+//!   +- pull ---- fetch ---- registry (hosts, tls, auth, request, push)
+//!   |    +------ unpack --- snapshots, differs
+//!   +- push
+//!   +- import/export ------ archive, bytestream
+//! ```
+//! The registry client is ours because containerd's rules for hosts.toml, mirrors and credentials are its own.
+//! What strangers wrote (documents, archives, registry answers) is bounded in size, depth and count everywhere.
+
+pub mod archive;
+mod bytestream;
+mod fetch;
+mod import;
+mod keylock;
+pub mod local;
+pub mod oci;
+pub mod platform;
+mod progress;
+mod pull;
+mod push;
+pub mod registry;
+mod store;
+pub mod streaming;
+pub mod unpack;
+
+pub use fetch::Fetcher;
+pub use keylock::KeyLocks;
+pub use progress::Tracker;

@@ -1,0 +1,403 @@
+//! An image archive into the content store.
+//!
+//! Runs on a thread for blocking work. Every file becomes a blob; what the documents in the archive say about
+//! their names is only used to find blobs again, never as a path on this host.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Read};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use corten_core::content::{Content, Reader, WriterOptions, read_blob, write_blob};
+use corten_core::filter::Filter;
+use corten_core::labels::UNCOMPRESSED;
+use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
+use tokio::runtime::Handle;
+
+use super::names::{normalize, oci_name};
+use super::{DockerImage, INDEX, LAYOUT, LAYOUT_VERSION, MANIFEST};
+use crate::oci::{
+    DOCKER_CONFIG, DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_MANIFEST, Desc, IMAGE_NAME, ImageConfig,
+    Index, MAX_CONFIG, Manifest, OCI_INDEX, REF_NAME,
+};
+
+/// Largest document of an archive that is read into memory (CVE-2023-25153).
+pub(super) const MAX_JSON: u64 = 20 << 20;
+const CHUNK: usize = 512 << 10;
+/// Most files of one archive.
+const MAX_FILES: usize = 100_000;
+
+/// Imports what `source` gives, plain or compressed with gzip or zstd, and gives the descriptor of its index, whose
+/// manifests carry the images' names as annotations. `compress` stores plain layers of Docker archives as gzip.
+///
+/// # Errors
+/// InvalidArgument for what is no image archive; the store's.
+pub fn read(
+    content: &Arc<dyn Content>,
+    scope: &Scope,
+    source: impl Read,
+    decompress: bool,
+    compress: bool,
+) -> Result<Desc> {
+    let mut source = BufReader::with_capacity(64 << 10, source);
+    let import = Import {
+        content,
+        scope,
+        runtime: Handle::current(),
+        compress,
+    };
+    if !decompress {
+        return import.archive(source);
+    }
+    match magic(source.fill_buf()?) {
+        Compression::Gzip => import.archive(flate2::bufread::MultiGzDecoder::new(source)),
+        Compression::Zstd => import.archive(zstd::Decoder::with_buffer(source)?),
+        Compression::None => import.archive(source),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+fn magic(head: &[u8]) -> Compression {
+    match head {
+        [0x1f, 0x8b, 0x08, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        // A skippable frame: zstd:chunked starts with one.
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+struct Import<'a> {
+    content: &'a Arc<dyn Content>,
+    scope: &'a Scope,
+    runtime: Handle,
+    compress: bool,
+}
+
+/// What the files of the archive were.
+#[derive(Default)]
+struct Files {
+    layout: Option<String>,
+    images: Option<Vec<DockerImage>>,
+    links: Vec<(String, String)>,
+    blobs: HashMap<String, Desc>,
+}
+
+impl Import<'_> {
+    fn archive(&self, source: impl Read) -> Result<Desc> {
+        let mut files = self.files(source)?;
+        if let Some(version) = files.layout {
+            if version != LAYOUT_VERSION {
+                return Err(invalid(format!("unsupported OCI version {version}")));
+            }
+            let mut index = files.blobs.remove(INDEX).ok_or_else(|| {
+                invalid(format!("missing index.json in OCI layout {LAYOUT_VERSION}"))
+            })?;
+            index.media_type = OCI_INDEX.into();
+            return Ok(index);
+        }
+        let images = files
+            .images
+            .take()
+            .ok_or_else(|| invalid("unrecognized image format"))?;
+        for (name, target) in std::mem::take(&mut files.links) {
+            let desc = files.blobs.get(&target).cloned().ok_or_else(|| {
+                invalid(format!(
+                    "no target for symlink layer from {name:?} to {target:?}"
+                ))
+            })?;
+            files.blobs.insert(name, desc);
+        }
+        let mut manifests = Vec::new();
+        for image in &images {
+            manifests.extend(self.docker_image(image, &files.blobs)?);
+        }
+        self.put_json(
+            &Index {
+                schema_version: 2,
+                media_type: String::new(),
+                manifests,
+            },
+            OCI_INDEX,
+        )
+    }
+
+    fn files(&self, source: impl Read) -> Result<Files> {
+        let mut files = Files::default();
+        let mut archive = tar::Archive::new(source);
+        let unreadable = |e: std::io::Error| invalid(format!("read image archive: {e}"));
+        for (count, entry) in archive.entries().map_err(unreadable)?.enumerate() {
+            let mut entry = entry.map_err(unreadable)?;
+            if count >= MAX_FILES {
+                return Err(Error::new(
+                    Kind::ResourceExhausted,
+                    "too many files in image archive",
+                ));
+            }
+            let name = clean(&String::from_utf8_lossy(&entry.path_bytes()));
+            match entry.header().entry_type() {
+                tar::EntryType::Symlink => {
+                    let link = entry.link_name_bytes().unwrap_or_default();
+                    let link = String::from_utf8_lossy(&link).into_owned();
+                    let folder = name.rsplit_once('/').map_or("", |p| p.0);
+                    files
+                        .links
+                        .push((name.clone(), clean(&format!("{folder}/{link}"))));
+                }
+                tar::EntryType::Regular | tar::EntryType::Continuous => {
+                    self.file(&mut files, name, &mut entry)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(files)
+    }
+
+    fn file(&self, files: &mut Files, name: String, entry: &mut impl Read) -> Result<()> {
+        match name.as_str() {
+            LAYOUT => {
+                #[derive(serde::Deserialize)]
+                struct Layout {
+                    #[serde(rename = "imageLayoutVersion")]
+                    version: String,
+                }
+                let layout: Layout =
+                    json(entry).with_context(|| format!("untar oci layout {name:?}"))?;
+                files.layout = Some(layout.version);
+            }
+            MANIFEST => {
+                let images = json(entry).with_context(|| format!("untar manifest {name:?}"))?;
+                files.images = Some(images);
+            }
+            _ => {
+                let (digest, size) = self
+                    .ingest(&format!("tar-{name}"), entry, Labels::new())
+                    .with_context(|| format!("failed to ingest {name:?}"))?;
+                files.blobs.insert(name, described(&digest, size, ""));
+            }
+        }
+        Ok(())
+    }
+
+    // Writes a stream of unknown digest as a blob.
+    fn ingest(
+        &self,
+        name: &str,
+        mut source: &mut dyn Read,
+        labels: Labels,
+    ) -> Result<(Digest, u64)> {
+        self.runtime.block_on(async {
+            let options = WriterOptions {
+                r#ref: name.to_owned(),
+                ..WriterOptions::default()
+            };
+            let mut writer = self.content.writer(self.scope, options).await?;
+            if writer.status().offset > 0 {
+                writer.truncate(0).await?;
+            }
+            let mut size = 0;
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                let n = (&mut source).take(CHUNK as u64).read_to_end(&mut chunk)?;
+                if n == 0 {
+                    break;
+                }
+                size += n as u64;
+                writer.write(Bytes::from(chunk)).await?;
+            }
+            let digest = writer.digest();
+            match writer.commit(size, Some(digest.clone()), labels).await {
+                Err(e) if e.kind() != Kind::AlreadyExists => Err(e),
+                _ => Ok((digest, size)),
+            }
+        })
+    }
+
+    fn put_json(&self, document: &impl serde::Serialize, media_type: &str) -> Result<Desc> {
+        let data = serde_json::to_vec(document)
+            .map_err(|e| Error::internal(format!("encode {media_type}: {e}")))?;
+        let desc = described(&Digest::sha256(&data), data.len() as u64, media_type);
+        let name = format!("manifest-{}", desc.digest);
+        let (proto, data) = (desc.proto(), Bytes::from(data));
+        let write = write_blob(
+            &**self.content,
+            self.scope,
+            &name,
+            &proto,
+            data,
+            Labels::new(),
+        );
+        self.runtime
+            .block_on(write)
+            .context("write docker manifest")?;
+        Ok(desc)
+    }
+
+    fn docker_image(
+        &self,
+        image: &DockerImage,
+        blobs: &HashMap<String, Desc>,
+    ) -> Result<Vec<Desc>> {
+        let mut config = blobs
+            .get(&clean(&image.config))
+            .cloned()
+            .ok_or_else(|| invalid(format!("image config {:?} not found", image.config)))?;
+        config.media_type = DOCKER_CONFIG.into();
+        let platform = self.platform(&config)?;
+        let mut layers = Vec::new();
+        for name in &image.layers {
+            let layer = blobs.get(&clean(name)).ok_or_else(|| {
+                invalid(format!(
+                    "failed to resolve layers: layer {name:?} not found"
+                ))
+            })?;
+            layers.push(self.layer(layer).context("failed to resolve layers")?);
+        }
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: DOCKER_MANIFEST.into(),
+            config,
+            layers,
+        };
+        let mut desc = self.put_json(&manifest, DOCKER_MANIFEST)?;
+        desc.platform = Some(platform);
+        if image.repo_tags.is_empty() {
+            return Ok(vec![desc]);
+        }
+        image
+            .repo_tags
+            .iter()
+            .map(|tag| {
+                let name = normalize(tag)?;
+                let mut named = desc.clone();
+                named.annotations = BTreeMap::from([
+                    (REF_NAME.to_owned(), oci_name(&name)),
+                    (IMAGE_NAME.to_owned(), name),
+                ]);
+                Ok(named)
+            })
+            .collect()
+    }
+
+    fn platform(&self, config: &Desc) -> Result<crate::platform::Platform> {
+        let digest = config.checked_digest()?;
+        let read = read_blob(&**self.content, &self.scope.namespace, &digest, MAX_CONFIG);
+        let data = self.runtime.block_on(read)?;
+        Ok(ImageConfig::parse(&data)
+            .context("unable to resolve platform")?
+            .platform
+            .normal())
+    }
+
+    // The blob for a layer file: a compressed form of it that is there already, or itself.
+    fn layer(&self, file: &Desc) -> Result<Desc> {
+        let filter = format!("labels.\"{UNCOMPRESSED}\"=={}", file.digest);
+        let known = Filter::parse(&[filter])?;
+        let found = self
+            .runtime
+            .block_on(self.content.list(&self.scope.namespace, &known))?;
+        if let Some(info) = found.into_iter().next() {
+            let media_type = match self.compression(&info.digest)? {
+                Compression::None => DOCKER_LAYER,
+                _ => DOCKER_LAYER_GZIP,
+            };
+            return Ok(described(&info.digest, info.size, media_type));
+        }
+        let mut layer = file.clone();
+        let digest = file.checked_digest()?;
+        if self.compression(&digest)? != Compression::None {
+            layer.media_type = DOCKER_LAYER_GZIP.into();
+            return Ok(layer);
+        }
+        layer.media_type = DOCKER_LAYER.into();
+        if !self.compress {
+            return Ok(layer);
+        }
+        let reader = self
+            .runtime
+            .block_on(self.content.reader_at(&self.scope.namespace, &digest))?;
+        let mut gzip =
+            flate2::read::GzEncoder::new(Reader::new(reader), flate2::Compression::default());
+        let name = format!("compress-blob-{}-{}", digest.algorithm(), digest.hex());
+        let labels = Labels::from([(UNCOMPRESSED.to_owned(), digest.to_string())]);
+        let (digest, size) = self.ingest(&name, &mut gzip, labels)?;
+        Ok(described(&digest, size, DOCKER_LAYER_GZIP))
+    }
+
+    fn compression(&self, digest: &Digest) -> Result<Compression> {
+        let reader = self
+            .runtime
+            .block_on(self.content.reader_at(&self.scope.namespace, digest))?;
+        let mut head = [0; 8];
+        let n = reader.read_at(&mut head, 0)?;
+        Ok(magic(&head[..n]))
+    }
+}
+
+fn described(digest: &Digest, size: u64, media_type: &str) -> Desc {
+    Desc {
+        media_type: media_type.into(),
+        digest: digest.to_string(),
+        size: i64::try_from(size).unwrap_or(i64::MAX),
+        ..Desc::default()
+    }
+}
+
+fn invalid(why: impl std::fmt::Display) -> Error {
+    Error::new(Kind::InvalidArgument, why.to_string())
+}
+
+fn json<T: serde::de::DeserializeOwned>(source: &mut impl Read) -> Result<T> {
+    let mut data = Vec::new();
+    source.take(MAX_JSON + 1).read_to_end(&mut data)?;
+    if data.len() as u64 > MAX_JSON {
+        return Err(Error::new(
+            Kind::ResourceExhausted,
+            format!("larger than {MAX_JSON} bytes"),
+        ));
+    }
+    serde_json::from_slice(&data).map_err(|e| invalid(e.to_string()))
+}
+
+// The shortest form of a relative path; `..` never leads above the start.
+fn clean(path: &str) -> String {
+    let mut out: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_magic() {
+        assert_eq!(clean("./a//b/../c"), "a/c");
+        assert_eq!(clean("/../../etc/x"), "etc/x");
+        assert_eq!(magic(&[0x1f, 0x8b, 8, 0]), Compression::Gzip);
+        assert_eq!(magic(&[0x28, 0xb5, 0x2f, 0xfd]), Compression::Zstd);
+        assert_eq!(magic(b"oci-layout"), Compression::None);
+        assert_eq!(magic(b""), Compression::None);
+    }
+
+    #[test]
+    fn documents_are_bounded() {
+        let mut endless = std::io::repeat(b' ');
+        let e = json::<u32>(&mut endless).unwrap_err();
+        assert_eq!(e.kind(), Kind::ResourceExhausted);
+    }
+}

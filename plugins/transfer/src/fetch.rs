@@ -1,0 +1,417 @@
+//! Blobs from a registry into the content store: resumed, bounded, checked, once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use corten_core::content::{Content, Writer, WriterOptions, read_blob};
+use corten_core::labels::{self, DISTRIBUTION_SOURCE};
+use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::keylock::KeyLocks;
+use crate::oci::{Desc, Document, MAX_DOCUMENT, gc_labels};
+use crate::progress::Tracker;
+use crate::registry::{Body, Registry};
+
+/// Failures in a row without a new byte before a download is given up.
+const MAX_IDLE: u32 = 3;
+/// How much is gathered before it is written.
+const WRITE_SIZE: usize = 512 << 10;
+
+/// Fetches from one repository into one scope.
+#[derive(Clone)]
+pub struct Fetcher {
+    pub content: Arc<dyn Content>,
+    pub scope: Scope,
+    pub registry: Arc<Registry>,
+    /// Downloads at a time, over all transfers.
+    pub limit: Option<Arc<Semaphore>>,
+    pub locks: KeyLocks,
+    pub tracker: Option<Tracker>,
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Fetcher({})", self.registry.text())
+    }
+}
+
+/// Opens the ingest for `desc`; waits while another client writes it. AlreadyExists when the blob is there.
+async fn open_writer(content: &dyn Content, scope: &Scope, desc: &Desc) -> Result<Box<dyn Writer>> {
+    let mut wait = Duration::from_millis(16);
+    loop {
+        let options = WriterOptions::of(desc.ref_key(), &desc.proto())?;
+        match content.writer(scope, options).await {
+            Err(e) if e.kind() == Kind::Unavailable => {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(2));
+            }
+            other => return other,
+        }
+    }
+}
+
+impl Fetcher {
+    /// Fetches a config, a layer or any other blob without children.
+    ///
+    /// # Errors
+    /// The registry's and the store's; FailedPrecondition when the bytes are not those of `desc`.
+    pub async fn blob(&self, desc: &Desc) -> Result<()> {
+        let _turn = self.turn(desc).await?;
+        let mut retried = false;
+        loop {
+            let mut writer = match open_writer(&*self.content, &self.scope, desc).await {
+                Ok(writer) => writer,
+                Err(e) if e.kind() == Kind::AlreadyExists => return self.exists(desc).await,
+                Err(e) => return Err(e),
+            };
+            let resumed = writer.status().offset > 0;
+            let done = self.fill(desc, &mut *writer).await;
+            drop(writer);
+            match done {
+                Ok(()) => {
+                    if let Some(t) = &self.tracker {
+                        t.complete(desc);
+                    }
+                    return Ok(());
+                }
+                // What is there is not what was asked for; a later pull must not find it half done.
+                Err(e) if e.kind() == Kind::FailedPrecondition => {
+                    self.forget(desc).await;
+                    if !resumed || retried {
+                        return Err(e);
+                    }
+                    tracing::warn!(error = %e, digest = desc.digest, "resumed ingest is unusable, starting again");
+                    retried = true;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Fetches a manifest or index and gives what it lists. The labels that keep its children alive are set with it.
+    ///
+    /// # Errors
+    /// As [`Fetcher::blob`]; InvalidArgument when it is not what its media type says.
+    pub async fn document(&self, desc: &Desc) -> Result<Document> {
+        let _turn = self.turn(desc).await?;
+        let mut writer = match open_writer(&*self.content, &self.scope, desc).await {
+            Ok(writer) => writer,
+            Err(e) if e.kind() == Kind::AlreadyExists => {
+                let document = stored_document(&*self.content, &self.scope, desc).await?;
+                self.label(desc, &gc_of(&document)).await?;
+                self.exists(desc).await?;
+                return Ok(document);
+            }
+            Err(e) => return Err(e),
+        };
+        let (digest, size) = (desc.checked_digest()?, desc.checked_size()?);
+        let complete = writer.status().offset == size;
+        if !complete {
+            if writer.status().offset > 0 {
+                writer.truncate(0).await?;
+            }
+            let data = self.small(desc, size).await?;
+            let actual = hash_like(&digest, &data);
+            if actual.as_ref().is_some_and(|a| *a != digest) {
+                drop(writer);
+                self.forget(desc).await;
+                return Err(Error::precondition(format!(
+                    "failed commit on ref {:?}: unexpected commit digest {}, expected {digest}",
+                    desc.ref_key(),
+                    actual.map(|a| a.to_string()).unwrap_or_default()
+                )));
+            }
+            let document = Document::parse(desc, &data)?;
+            let mut all = gc_of(&document);
+            all.extend(self.source_label(&Labels::new()));
+            writer.write(data).await?;
+            committed(writer.commit(size, Some(digest), all).await, desc)?;
+            if let Some(t) = &self.tracker {
+                t.complete(desc);
+            }
+            return Ok(document);
+        }
+        committed(
+            writer
+                .commit(size, Some(digest), self.source_label(&Labels::new()))
+                .await,
+            desc,
+        )?;
+        let document = stored_document(&*self.content, &self.scope, desc).await?;
+        self.label(desc, &gc_of(&document)).await?;
+        if let Some(t) = &self.tracker {
+            t.complete(desc);
+        }
+        Ok(document)
+    }
+
+    async fn turn(&self, desc: &Desc) -> Result<crate::keylock::KeyGuard> {
+        desc.checked_digest()?;
+        desc.checked_size()?;
+        if desc.media_type == crate::oci::DOCKER_SCHEMA1 {
+            return Err(Error::new(
+                Kind::Unknown,
+                format!("{} not supported", desc.media_type),
+            ));
+        }
+        let key = format!("blob://{}/{}", self.scope.namespace, desc.digest);
+        Ok(self.locks.lock(key).await)
+    }
+
+    async fn exists(&self, desc: &Desc) -> Result<()> {
+        if let Some(t) = &self.tracker {
+            t.exists(desc);
+        }
+        self.label(desc, &Labels::new()).await
+    }
+
+    async fn forget(&self, desc: &Desc) {
+        if let Err(error) = self.content.abort(&self.scope, &desc.ref_key()).await
+            && error.kind() != Kind::NotFound
+        {
+            tracing::warn!(%error, r#ref = desc.ref_key(), "abort ingest");
+        }
+    }
+
+    // Adds `wanted` and our repository to the labels of an existing blob, if they are not there.
+    async fn label(&self, desc: &Desc, wanted: &Labels) -> Result<()> {
+        let digest = desc.checked_digest()?;
+        let info = self.content.info(&self.scope.namespace, &digest).await?;
+        let mut wanted = wanted.clone();
+        wanted.extend(self.source_label(&info.labels));
+        wanted.retain(|k, v| info.labels.get(k) != Some(v));
+        add_labels(&*self.content, &self.scope, info, wanted).await
+    }
+
+    // `containerd.io/distribution.source.<host>` with our repository added to what is there.
+    fn source_label(&self, current: &Labels) -> BTreeMap<String, String> {
+        let reference = self.registry.reference();
+        let host = crate::registry::hosts::split_port(reference.host()).0;
+        let key = format!("{DISTRIBUTION_SOURCE}.{host}");
+        let mut repositories: Vec<&str> = current
+            .get(&key)
+            .map_or(Vec::new(), |v| v.split(',').collect());
+        repositories.push(reference.repository());
+        repositories.sort_unstable();
+        repositories.dedup();
+        let value = repositories.join(",");
+        match labels::validate(&key, &value) {
+            Ok(()) => BTreeMap::from([(key, value)]),
+            Err(error) => {
+                tracing::warn!(%error, "skip to append distribution label");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    async fn fill(&self, desc: &Desc, writer: &mut dyn Writer) -> Result<()> {
+        let (digest, size) = (desc.checked_digest()?, desc.checked_size()?);
+        if writer.status().offset > size {
+            writer.truncate(0).await?;
+        }
+        if writer.status().offset < size {
+            match embedded(desc, size) {
+                Some(data) => {
+                    writer.truncate(0).await?;
+                    writer.write(data).await?;
+                }
+                None => self
+                    .copy(desc, size, writer)
+                    .await
+                    .context("failed to copy")?,
+            }
+        }
+        let own = self.source_label(&Labels::new());
+        committed(writer.commit(size, Some(digest), own).await, desc)
+    }
+
+    // Downloads and writes at the same time.
+    async fn copy(&self, desc: &Desc, size: u64, writer: &mut dyn Writer) -> Result<()> {
+        let _permit = self.permit().await?;
+        let start = writer.status().offset;
+        // Full: the download waits for the disk.
+        let (tx, mut rx) = mpsc::channel::<Bytes>(4);
+        let write = async {
+            let mut offset = start;
+            while let Some(data) = rx.recv().await {
+                offset += data.len() as u64;
+                writer.write(data).await?;
+                if let Some(t) = &self.tracker {
+                    t.moved(desc, offset);
+                }
+            }
+            Ok(())
+        };
+        let read = download(&self.registry, desc, size, start, tx);
+        tokio::try_join!(read, write).map(|_| ())
+    }
+
+    async fn small(&self, desc: &Desc, size: u64) -> Result<Bytes> {
+        if size > MAX_DOCUMENT {
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                format!(
+                    "{} of {size} bytes is larger than {MAX_DOCUMENT}",
+                    desc.ref_key()
+                ),
+            ));
+        }
+        if let Some(data) = embedded(desc, size) {
+            return Ok(data);
+        }
+        let _permit = self.permit().await?;
+        let (tx, mut rx) = mpsc::channel::<Bytes>(4);
+        let gather = async {
+            let mut out = BytesMut::new();
+            while let Some(data) = rx.recv().await {
+                out.extend_from_slice(&data);
+            }
+            Ok(out.freeze())
+        };
+        let read = download(&self.registry, desc, size, 0, tx);
+        let ((), data) = tokio::try_join!(read, gather).context("failed to copy")?;
+        Ok(data)
+    }
+
+    async fn permit(&self) -> Result<Option<tokio::sync::OwnedSemaphorePermit>> {
+        match &self.limit {
+            None => Ok(None),
+            Some(limit) => match limit.clone().acquire_owned().await {
+                Ok(permit) => Ok(Some(permit)),
+                Err(_) => Err(Error::internal("download limiter closed")),
+            },
+        }
+    }
+}
+
+/// Reads a document that is in the store.
+///
+/// # Errors
+/// NotFound, ResourceExhausted above 4 MiB, InvalidArgument when it is not what its media type says.
+pub(crate) async fn stored_document(
+    content: &dyn Content,
+    scope: &Scope,
+    desc: &Desc,
+) -> Result<Document> {
+    let digest = desc.checked_digest()?;
+    let data = read_blob(content, &scope.namespace, &digest, MAX_DOCUMENT).await?;
+    Document::parse(desc, &data)
+}
+
+/// Sets `wanted` on a blob, and nothing else; an empty set does nothing.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn add_labels(
+    content: &dyn Content,
+    scope: &Scope,
+    mut info: corten_core::content::Info,
+    wanted: Labels,
+) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let paths: Vec<String> = wanted.keys().map(|k| format!("labels.{k}")).collect();
+    info.labels = wanted;
+    content
+        .update(&scope.namespace, info, &paths)
+        .await
+        .map(|_| ())
+}
+
+/// The labels for the children of `document`.
+pub(crate) fn gc_of(document: &Document) -> Labels {
+    gc_labels(&document.clone().into_children())
+}
+
+fn committed(done: Result<()>, desc: &Desc) -> Result<()> {
+    match done {
+        Err(e) if e.kind() == Kind::AlreadyExists => Ok(()),
+        other => other.with_context(|| format!("failed commit on ref {:?}", desc.ref_key())),
+    }
+}
+
+// None for algorithms that only the store checks.
+fn hash_like(wanted: &Digest, data: &[u8]) -> Option<Digest> {
+    (wanted.algorithm() == "sha256").then(|| Digest::sha256(data))
+}
+
+fn embedded(desc: &Desc, size: u64) -> Option<Bytes> {
+    let data = base64::engine::general_purpose::STANDARD
+        .decode(desc.data.as_ref()?)
+        .ok()?;
+    (data.len() as u64 == size).then(|| data.into())
+}
+
+// Sends the bytes from `start` on, opening the blob again where a connection broke.
+async fn download(
+    registry: &Registry,
+    desc: &Desc,
+    size: u64,
+    start: u64,
+    tx: mpsc::Sender<Bytes>,
+) -> Result<()> {
+    let mut offset = start;
+    let mut idle = 0;
+    loop {
+        let before = offset;
+        let body = registry.fetch(desc, offset).await?;
+        let error = match pump(body, &mut offset, size, &tx).await {
+            Ok(()) if offset == size => return Ok(()),
+            Ok(()) => Error::new(Kind::Unknown, "unexpected EOF"),
+            Err(e) if e.kind() == Kind::Unavailable => e,
+            Err(e) => return Err(e),
+        };
+        idle = if offset == before { idle + 1 } else { 0 };
+        if idle > MAX_IDLE {
+            return Err(error.reclassify(Kind::Unknown));
+        }
+        tracing::debug!(%error, offset, digest = desc.digest, "download broke, going on");
+        tokio::time::sleep(Duration::from_millis(100 << idle)).await;
+    }
+}
+
+// Unavailable: the connection broke and `offset` says how far it came.
+async fn pump(mut body: Body, offset: &mut u64, size: u64, tx: &mpsc::Sender<Bytes>) -> Result<()> {
+    let mut gathered = BytesMut::new();
+    let mut skip = body.skip;
+    let broken = loop {
+        let mut chunk = match body.response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break None,
+            Err(e) => break Some(Error::new(Kind::Unavailable, format!("read blob: {e}"))),
+        };
+        let drop_now = skip.min(chunk.len() as u64);
+        skip -= drop_now;
+        let _ = chunk.split_to(usize::try_from(drop_now).unwrap_or(chunk.len()));
+        let room = size - *offset - gathered.len() as u64;
+        if chunk.len() as u64 > room {
+            return Err(Error::precondition(format!(
+                "read past expected size {size}"
+            )));
+        }
+        gathered.extend_from_slice(&chunk);
+        if gathered.len() >= WRITE_SIZE {
+            send(&mut gathered, offset, tx).await?;
+        }
+    };
+    send(&mut gathered, offset, tx).await?;
+    broken.map_or(Ok(()), Err)
+}
+
+async fn send(gathered: &mut BytesMut, offset: &mut u64, tx: &mpsc::Sender<Bytes>) -> Result<()> {
+    if gathered.is_empty() {
+        return Ok(());
+    }
+    let data = gathered.split().freeze();
+    let length = data.len() as u64;
+    tx.send(data)
+        .await
+        .map_err(|_| Error::new(Kind::Canceled, "writer is gone"))?;
+    *offset += length;
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! One holder for each key at a time: so that two pulls of the same blob or chain do the work once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+
+type Locks = Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>;
+
+/// The locks in use. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct KeyLocks {
+    locks: Arc<Locks>,
+}
+
+/// Holds a key until dropped.
+#[derive(Debug)]
+pub struct KeyGuard {
+    key: String,
+    guard: Option<OwnedMutexGuard<()>>,
+    locks: Arc<Locks>,
+}
+
+impl KeyLocks {
+    /// Waits for `key`. Cancel-safe.
+    pub async fn lock(&self, key: String) -> KeyGuard {
+        let lock = self.locks.lock().entry(key.clone()).or_default().clone();
+        // The guard exists before the wait, so that a cancelled wait also forgets the key.
+        let mut out = KeyGuard {
+            key,
+            guard: None,
+            locks: self.locks.clone(),
+        };
+        out.guard = Some(lock.lock_owned().await);
+        out
+    }
+}
+
+impl Drop for KeyGuard {
+    fn drop(&mut self) {
+        drop(self.guard.take());
+        let mut locks = self.locks.lock();
+        // Only the table holds it: nobody waits and nobody can start to, because that needs the table.
+        if locks
+            .get(&self.key)
+            .is_some_and(|l| Arc::strong_count(l) == 1)
+        {
+            locks.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_at_a_time_and_nothing_is_left() {
+        let locks = KeyLocks::default();
+        let first = locks.lock("a".into()).await;
+        let other = locks.lock("b".into()).await;
+        let waiting = tokio::spawn({
+            let locks = locks.clone();
+            async move { drop(locks.lock("a".into()).await) }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop((first, other));
+        waiting.await.unwrap();
+        assert!(locks.locks.lock().is_empty());
+    }
+}

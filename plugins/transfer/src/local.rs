@@ -1,0 +1,625 @@
+//! The transfer plugin `local`: which ends go together, and what a transfer needs around it (lease, progress).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use corten_core::content::Content;
+use corten_core::diff::Differ;
+use corten_core::images::Images;
+use corten_core::leases::Leases;
+use corten_core::protos::any;
+use corten_core::protos::containerd::types::transfer as api;
+use corten_core::rollback::Rollback;
+use corten_core::snapshots::{REBASE, Snapshots};
+use corten_core::streaming::{Stream, Streams};
+use corten_core::transfer::{ProgressSink, Transfer};
+use corten_core::{Any, Context, Error, Kind, Labels, Result, Scope, kinds, labels};
+use corten_registry::Registration;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::bytestream::{ByteReader, ByteWriter};
+use crate::fetch::Fetcher;
+use crate::keylock::KeyLocks;
+use crate::oci::{DOCKER_SCHEMA1, Desc};
+use crate::platform::{Matcher, Platform};
+use crate::progress::{Tracker, say, say_of};
+use crate::pull::Pull;
+use crate::push::Push;
+use crate::registry::{Credential, Credentials, Registry, RegistryOptions};
+use crate::store::{Store, rfc3339_in, target_of};
+use crate::unpack::{UnpackTarget, Unpacker};
+use crate::{archive, import};
+
+/// Snapshotter of clients that name none.
+const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
+/// Differ that is tried first.
+const DEFAULT_DIFFER: &str = "walking";
+/// How long a transfer's own lease lives when the daemon dies.
+const LEASE: Duration = Duration::from_secs(24 * 3600);
+
+/// `plugins."io.containerd.transfer.v1.local"`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Downloads at a time over all pulls; 0: no limit.
+    pub max_concurrent_downloads: usize,
+    /// Chunk size of ranged parallel fetches. Accepted; layers are fetched as one stream each.
+    pub concurrent_layer_fetch_buffer: u64,
+    pub max_concurrent_uploaded_layers: usize,
+    /// Match the whole platform of an unpack configuration, not only its operating system.
+    pub check_platform_supported: bool,
+    /// Registry configuration folders, separated by `:`, for clients that name none.
+    pub config_path: String,
+    /// Layers extracted at a time; more than 1 needs a snapshotter that can rebase.
+    pub max_concurrent_unpacks: usize,
+    /// Where images may be unpacked to; absent: every snapshotter, host platform, overlayfs by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpack_config: Option<Vec<UnpackConfig>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_concurrent_downloads: 3,
+            concurrent_layer_fetch_buffer: 0,
+            max_concurrent_uploaded_layers: 3,
+            check_platform_supported: false,
+            config_path: String::new(),
+            max_concurrent_unpacks: 1,
+            unpack_config: None,
+        }
+    }
+}
+
+/// One allowed way to unpack.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnpackConfig {
+    pub platform: String,
+    pub snapshotter: String,
+    pub differ: String,
+    pub config_type: String,
+    pub layer_types: Vec<String>,
+    /// No failure of the plugin when the snapshotter or differ is not there.
+    pub optional: bool,
+}
+
+/// The plugin.
+pub struct Local {
+    pub(crate) content: Arc<dyn Content>,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) unpacker: Unpacker,
+    leases: Arc<dyn Leases>,
+    streams: Arc<dyn Streams>,
+    targets: Vec<UnpackTarget>,
+    downloads: Option<Arc<Semaphore>>,
+    uploads: Arc<Semaphore>,
+    roots: Vec<PathBuf>,
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local")
+            .field("targets", &self.targets)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`Local::new`] works with.
+pub struct Parts {
+    pub content: Arc<dyn Content>,
+    pub images: Arc<dyn Images>,
+    pub snapshots: Arc<dyn Snapshots>,
+    pub leases: Arc<dyn Leases>,
+    pub streams: Arc<dyn Streams>,
+    pub differs: BTreeMap<String, Arc<dyn Differ>>,
+    /// Snapshotters that have the capability `rebase`.
+    pub rebase: Vec<String>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parts(differs: {:?})", self.differs.keys())
+    }
+}
+
+/// One end of a transfer.
+enum End {
+    Registry(api::OciRegistry),
+    Store(Box<Store>),
+    Import(api::ImageImportStream),
+    Export(api::ImageExportStream),
+    Other(String),
+}
+
+impl End {
+    fn of(any: &Any) -> Result<Self> {
+        let bad = |e: any::UnpackError| Error::invalid(format!("unmarshal {}: {e}", any.type_url));
+        Ok(match any::name(&any.type_url) {
+            "containerd.types.transfer.OCIRegistry" => {
+                Self::Registry(any::unpack(any).map_err(bad)?)
+            }
+            "containerd.types.transfer.ImageStore" => {
+                let store: api::ImageStore = any::unpack(any).map_err(bad)?;
+                Self::Store(Box::new(store.into()))
+            }
+            "containerd.types.transfer.ImageImportStream" => {
+                Self::Import(any::unpack(any).map_err(bad)?)
+            }
+            "containerd.types.transfer.ImageExportStream" => {
+                Self::Export(any::unpack(any).map_err(bad)?)
+            }
+            _ => Self::Other(any.type_url.clone()),
+        })
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry(r) => write!(f, "OCI Registry ({})", r.reference),
+            Self::Store(s) => write!(f, "{s}"),
+            Self::Import(_) => f.write_str("*archive.ImageImportStream"),
+            Self::Export(_) => f.write_str("*archive.ImageExportStream"),
+            Self::Other(url) => f.write_str(url),
+        }
+    }
+}
+
+#[async_trait]
+impl Transfer for Local {
+    async fn transfer(
+        &self,
+        scope: &Scope,
+        source: Any,
+        destination: Any,
+        progress: Option<ProgressSink>,
+    ) -> Result<()> {
+        let ends = (End::of(&source)?, End::of(&destination)?);
+        if let (End::Import(from), End::Export(to)) = &ends {
+            let reader = ByteReader::new(self.stream(scope, &from.stream)?);
+            let writer = ByteWriter::new(self.stream(scope, &to.stream)?);
+            return import::echo(reader, writer).await;
+        }
+        let (scope, lease) = self.leased(scope).await?;
+        let done = self.leased_transfer(&scope, ends, progress.as_ref()).await;
+        lease.run().await;
+        done
+    }
+}
+
+impl Local {
+    /// Builds the plugin.
+    ///
+    /// # Errors
+    /// A configuration that names what is not there.
+    pub fn new(parts: Parts, config: &Config) -> Result<Self> {
+        let limit = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
+        let targets = unpack_targets(&parts, config)?;
+        let parallel =
+            (config.max_concurrent_unpacks > 1).then(|| limit(config.max_concurrent_unpacks));
+        let unpacker = Unpacker {
+            content: parts.content.clone(),
+            snapshots: parts.snapshots,
+            locks: KeyLocks::default(),
+            parallel,
+        };
+        Ok(Self {
+            content: parts.content,
+            images: parts.images,
+            unpacker,
+            leases: parts.leases,
+            streams: parts.streams,
+            targets,
+            downloads: (config.max_concurrent_downloads > 0)
+                .then(|| limit(config.max_concurrent_downloads)),
+            uploads: limit(match config.max_concurrent_uploaded_layers {
+                0 => 32,
+                n => n,
+            }),
+            roots: split_paths(&config.config_path),
+        })
+    }
+
+    /// The unpacker, for callers that have an image already.
+    pub fn unpacker(&self) -> &Unpacker {
+        &self.unpacker
+    }
+
+    /// The configured targets for what a client asked for; unsupported wishes are skipped, as stock does.
+    pub fn targets(&self, wanted: &[(Platform, String)]) -> Vec<UnpackTarget> {
+        let mut out = Vec::new();
+        for (platform, snapshotter) in wanted {
+            let fits = |t: &&UnpackTarget| t.platform.matches(platform);
+            let found = match snapshotter.as_str() {
+                "" => {
+                    let mut fitting = self.targets.iter().filter(fits);
+                    let first = fitting.clone().next();
+                    fitting
+                        .find(|t| t.snapshotter == DEFAULT_SNAPSHOTTER)
+                        .or(first)
+                }
+                name => self
+                    .targets
+                    .iter()
+                    .filter(fits)
+                    .find(|t| t.snapshotter == name),
+            };
+            match found {
+                None => tracing::warn!(
+                    %platform,
+                    snapshotter,
+                    "unpack configuration not supported, skipping"
+                ),
+                // Any architecture of the system is allowed, but this image is wanted for this platform.
+                Some(t) => out.push(UnpackTarget {
+                    platform: Matcher::only(platform),
+                    ..t.clone()
+                }),
+            }
+        }
+        out
+    }
+
+    fn stream(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Stream>> {
+        self.streams.get(&scope.namespace, id)
+    }
+
+    // The caller's lease, or one of our own that goes with the transfer.
+    async fn leased(&self, scope: &Scope) -> Result<(Scope, Rollback)> {
+        let mut undo = Rollback::new();
+        if scope.lease.is_some() {
+            return Ok((scope.clone(), undo));
+        }
+        let expiry = Labels::from([(labels::GC_EXPIRE.to_owned(), rfc3339_in(LEASE))]);
+        let id = self.leases.create(&scope.namespace, "", expiry).await?.id;
+        let (leases, ns, own) = (self.leases.clone(), scope.namespace.clone(), id.clone());
+        undo.push("delete transfer lease", async move {
+            match leases.delete(&ns, &own, false).await {
+                Err(e) if e.kind() == Kind::NotFound => Ok(()),
+                other => other,
+            }
+        });
+        Ok((scope.with_lease(id), undo))
+    }
+
+    async fn leased_transfer(
+        &self,
+        scope: &Scope,
+        ends: (End, End),
+        sink: Option<&ProgressSink>,
+    ) -> Result<()> {
+        match ends {
+            (End::Registry(from), End::Store(to)) => self.pull(scope, from, *to, sink).await,
+            (End::Store(from), End::Registry(to)) => self.push(scope, &from, to, sink).await,
+            (End::Store(from), End::Export(to)) => self.export(scope, &from, to, sink).await,
+            (End::Store(from), End::Store(to)) => self.tag(scope, &from, &to).await,
+            (End::Import(from), End::Store(to)) => {
+                let source = ByteReader::new(self.stream(scope, &from.stream)?);
+                let plain = !from.media_type.is_empty();
+                import::import(self, scope, source, plain, from.force_compress, &to, sink).await
+            }
+            (from, to) => Err(Error::not_implemented(format!(
+                "unable to transfer from {from} to {to}"
+            ))),
+        }
+    }
+
+    async fn registry(&self, scope: &Scope, end: api::OciRegistry) -> Result<Arc<Registry>> {
+        let mut options = RegistryOptions {
+            host_roots: self.roots.clone(),
+            ..RegistryOptions::default()
+        };
+        if let Some(resolver) = end.resolver {
+            if !resolver.host_dir.is_empty() {
+                options.host_roots = split_paths(&resolver.host_dir);
+            }
+            options.default_scheme = resolver.default_scheme;
+            options.headers = resolver.headers;
+            if !resolver.auth_stream.is_empty() {
+                let stream = self.stream(scope, &resolver.auth_stream)?;
+                options.credentials = Some(Arc::new(StreamCredentials {
+                    reference: end.reference.clone(),
+                    stream: tokio::sync::Mutex::new(stream),
+                }));
+            }
+            if resolver.http_debug != 0 {
+                tracing::warn!("HTTP debugging of transfers is not available");
+            }
+        }
+        Ok(Arc::new(Registry::open(&end.reference, options).await?))
+    }
+
+    async fn pull(
+        &self,
+        scope: &Scope,
+        from: api::OciRegistry,
+        store: Store,
+        sink: Option<&ProgressSink>,
+    ) -> Result<()> {
+        let shown = format!("OCI Registry ({})", from.reference);
+        say(sink, format!("Resolving from {shown}")).await;
+        let registry = self.registry(scope, from).await?;
+        let desc = registry
+            .resolve()
+            .await
+            .context("failed to resolve image")?;
+        if desc.media_type == DOCKER_SCHEMA1 {
+            return Err(Error::invalid(
+                "schema 1 image manifests are no longer supported",
+            ));
+        }
+        let name = registry.text().to_owned();
+        say(sink, format!("Pulling from {shown}")).await;
+        say_of(sink, "fetching image content", &name, Some(&desc)).await;
+        let tracker = sink.map(|s| Tracker::start(s.clone(), &name, "downloading"));
+        let targets = self.targets(&store.unpacks);
+        let pull = Arc::new(Pull {
+            fetcher: Fetcher {
+                content: self.content.clone(),
+                scope: scope.clone(),
+                registry,
+                limit: self.downloads.clone(),
+                locks: self.unpacker.locks.clone(),
+                tracker: tracker.clone(),
+            },
+            store: store.clone(),
+            unpacker: self.unpacker.clone(),
+            targets,
+        });
+        let pulled = pull.run(desc.clone()).await;
+        if let Some(t) = tracker {
+            t.finish().await;
+        }
+        pulled?;
+        for image in store.save(scope, &*self.images, &desc).await? {
+            say_of(sink, "saved", &image.name, Some(&desc)).await;
+        }
+        say(sink, format!("Completed pull from {shown}")).await;
+        Ok(())
+    }
+
+    async fn push(
+        &self,
+        scope: &Scope,
+        store: &Store,
+        to: api::OciRegistry,
+        sink: Option<&ProgressSink>,
+    ) -> Result<()> {
+        let (image, desc) = store.get(&scope.namespace, &*self.images).await?;
+        let shown = format!("OCI Registry ({})", to.reference);
+        say(sink, format!("Pushing to {shown}")).await;
+        say_of(sink, "pushing content", &image.name, Some(&desc)).await;
+        let registry = self.registry(scope, to).await?;
+        let tracker = sink.map(|s| Tracker::start(s.clone(), &image.name, "uploading"));
+        let push = Push {
+            content: self.content.clone(),
+            scope: scope.clone(),
+            registry,
+            platform: Matcher::ordered(&store.platforms),
+            limit: self.uploads.clone(),
+            tracker: tracker.clone(),
+        };
+        let pushed = push.run(desc.clone()).await;
+        if let Some(t) = tracker {
+            t.finish().await;
+        }
+        pushed?;
+        say_of(sink, "pushed content", &image.name, Some(&desc)).await;
+        say_of(sink, format!("Completed push to {shown}"), "", Some(&desc)).await;
+        Ok(())
+    }
+
+    async fn export(
+        &self,
+        scope: &Scope,
+        store: &Store,
+        to: api::ImageExportStream,
+        sink: Option<&ProgressSink>,
+    ) -> Result<()> {
+        let out = ByteWriter::new(self.stream(scope, &to.stream)?);
+        say(sink, "Exporting").await;
+        let images = store
+            .lookup(&scope.namespace, &*self.images)
+            .await?
+            .iter()
+            .map(|i| Ok((i.name.clone(), target_of(i)?)))
+            .collect::<Result<Vec<(String, Desc)>>>()?;
+        let platforms: Vec<Platform> = to.platforms.iter().map(Platform::from).collect();
+        let platform = match platforms.as_slice() {
+            [] => Matcher::ordered(&[Platform::host()]),
+            some => Matcher::ordered(some),
+        };
+        let export = archive::Export {
+            images,
+            platform,
+            all_platforms: to.all_platforms,
+            skip_docker: to.skip_compatibility_manifest,
+            skip_non_distributable: to.skip_non_distributable,
+        };
+        import::export(self, scope, export, out).await?;
+        say(sink, "Completed export").await;
+        Ok(())
+    }
+
+    // Another name; and, beyond stock, unpacked where the new record wants it.
+    async fn tag(&self, scope: &Scope, from: &Store, to: &Store) -> Result<()> {
+        let (_, desc) = from.get(&scope.namespace, &*self.images).await?;
+        for target in self.targets(&to.unpacks) {
+            self.unpacker.unpack_image(scope, &desc, &target).await?;
+        }
+        to.save(scope, &*self.images, &desc).await.map(|_| ())
+    }
+}
+
+fn split_paths(text: &str) -> Vec<PathBuf> {
+    text.split(':')
+        .filter(|p| !p.is_empty())
+        .map(PathBuf::from)
+        .collect()
+}
+
+fn unpack_targets(parts: &Parts, config: &Config) -> Result<Vec<UnpackTarget>> {
+    let host = Platform::host();
+    let loaded = parts.snapshots.names();
+    let rules = match &config.unpack_config {
+        Some(rules) => rules.clone(),
+        None => loaded
+            .iter()
+            .map(|s| UnpackConfig {
+                platform: host.to_string(),
+                snapshotter: s.clone(),
+                // The erofs snapshotter has a differ of its own.
+                differ: if parts.differs.contains_key(s) {
+                    s.clone()
+                } else {
+                    String::new()
+                },
+                ..UnpackConfig::default()
+            })
+            .collect(),
+    };
+    let mut out = Vec::new();
+    for rule in rules {
+        let platform = Platform::parse(&rule.platform).with_context(|| {
+            format!(
+                "io.containerd.transfer.v1: platform configuration {} invalid",
+                rule.platform
+            )
+        })?;
+        if !loaded.contains(&rule.snapshotter) {
+            if rule.optional {
+                continue;
+            }
+            return Err(Error::not_found(format!(
+                "snapshotter {:?}",
+                rule.snapshotter
+            )));
+        }
+        let differs = differs_for(parts, &rule);
+        if differs.is_empty() {
+            if rule.optional || config.unpack_config.is_none() {
+                continue;
+            }
+            return Err(Error::not_found("no matching diff plugins"));
+        }
+        let matcher = match config.check_platform_supported {
+            true => Matcher::only(&platform),
+            false => Matcher::only_os(&platform),
+        };
+        out.push(UnpackTarget {
+            platform: matcher,
+            rebase: parts.rebase.contains(&rule.snapshotter),
+            snapshotter: rule.snapshotter,
+            differs,
+            config_type: rule.config_type,
+        });
+    }
+    Ok(out)
+}
+
+// The named one only, or all: walking first, those of special snapshotters not at all.
+fn differs_for(parts: &Parts, rule: &UnpackConfig) -> Vec<Arc<dyn Differ>> {
+    if !rule.differ.is_empty() {
+        let mut named: Vec<_> = parts
+            .differs
+            .get(&rule.differ)
+            .cloned()
+            .into_iter()
+            .collect();
+        // A native differ knows only its own layers; the usual ones go through the usual differ.
+        named.extend(
+            parts
+                .differs
+                .get(DEFAULT_DIFFER)
+                .filter(|_| rule.differ != DEFAULT_DIFFER)
+                .cloned(),
+        );
+        return named;
+    }
+    let first = parts.differs.get(DEFAULT_DIFFER).into_iter();
+    let special = parts.snapshots.names();
+    let others = parts
+        .differs
+        .iter()
+        .filter(|(id, _)| id.as_str() != DEFAULT_DIFFER && !special.contains(id))
+        .map(|(_, d)| d);
+    first.chain(others).cloned().collect()
+}
+
+/// Asks the client, over the stream it opened for that.
+struct StreamCredentials {
+    reference: String,
+    // One question at a time.
+    stream: tokio::sync::Mutex<Arc<dyn Stream>>,
+}
+
+#[async_trait]
+impl Credentials for StreamCredentials {
+    async fn get(&self, host: &str, challenges: &[String]) -> Result<Credential> {
+        let stream = self.stream.lock().await;
+        let request = api::AuthRequest {
+            host: host.to_owned(),
+            reference: self.reference.clone(),
+            wwwauthenticate: challenges.to_vec(),
+        };
+        stream.send(any::pack(&request)).await?;
+        let Some(answer) = stream.recv().await? else {
+            return Err(Error::new(Kind::Canceled, "credential stream closed"));
+        };
+        let answer: api::AuthResponse = any::unpack(&answer)
+            .map_err(|e| Error::invalid(format!("unmarshal credential response: {e}")))?;
+        Ok(match api::AuthType::try_from(answer.auth_type) {
+            Ok(api::AuthType::Credentials) => Credential {
+                username: answer.username,
+                secret: answer.secret,
+                header: String::new(),
+            },
+            Ok(api::AuthType::Refresh) => Credential {
+                secret: answer.secret,
+                ..Credential::default()
+            },
+            Ok(api::AuthType::Header) => Credential {
+                header: answer.secret,
+                ..Credential::default()
+            },
+            _ => Credential::default(),
+        })
+    }
+}
+
+/// The plugin.
+pub fn registration() -> Registration {
+    Registration::new::<kinds::Transfer>("local")
+        .requires::<kinds::Metadata>()
+        .requires::<kinds::Differ>()
+        .requires::<kinds::Snapshotter>()
+        .requires::<kinds::Streaming>()
+        .config::<Config>()
+        .init(|cx, config| {
+            Box::pin(async move {
+                let metadata = cx.single::<kinds::Metadata>()?;
+                let differs = cx.all::<kinds::Differ>()?;
+                let rebase = cx
+                    .all::<kinds::Snapshotter>()?
+                    .into_iter()
+                    .filter(|(_, (_, meta))| meta.capabilities.iter().any(|c| c == REBASE))
+                    .map(|(id, _)| id)
+                    .collect();
+                let parts = Parts {
+                    content: metadata.content(),
+                    images: metadata.images(),
+                    snapshots: metadata.snapshots(),
+                    leases: metadata.leases(),
+                    streams: cx.by_id::<kinds::Streaming>("manager")?,
+                    differs: differs.into_iter().map(|(id, (d, _))| (id, d)).collect(),
+                    rebase,
+                };
+                Ok(Arc::new(Local::new(parts, &config)?) as Arc<dyn Transfer>)
+            })
+        })
+}

@@ -1,0 +1,145 @@
+//! The registry of open streams: what a client opened, found by namespace and id by who was told the id.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use corten_core::kinds;
+use corten_core::streaming::{Stream, Streams};
+use corten_core::{Any, Error, Namespace, Result};
+use corten_registry::Registration;
+use parking_lot::Mutex;
+
+type Key = (Namespace, String);
+type Table = Mutex<HashMap<Key, Arc<dyn Stream>>>;
+
+/// The streams of all namespaces.
+#[derive(Default)]
+pub struct Manager {
+    streams: Arc<Table>,
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Manager({} streams)", self.streams.lock().len())
+    }
+}
+
+/// A stream that leaves the table when it is closed.
+struct Managed {
+    inner: Arc<dyn Stream>,
+    key: Key,
+    table: Weak<Table>,
+}
+
+impl Streams for Manager {
+    fn register(&self, ns: &Namespace, id: &str, stream: Arc<dyn Stream>) -> Result<()> {
+        let key = (ns.clone(), id.to_owned());
+        let mut streams = self.streams.lock();
+        if streams.contains_key(&key) {
+            return Err(Error::already_exists(format!("stream {id:?}")));
+        }
+        let managed = Managed {
+            inner: stream,
+            key: key.clone(),
+            table: Arc::downgrade(&self.streams),
+        };
+        streams.insert(key, Arc::new(managed));
+        Ok(())
+    }
+
+    fn get(&self, ns: &Namespace, id: &str) -> Result<Arc<dyn Stream>> {
+        let found = self
+            .streams
+            .lock()
+            .get(&(ns.clone(), id.to_owned()))
+            .cloned();
+        found.ok_or_else(|| Error::not_found(format!("stream {id:?}")))
+    }
+
+    fn remove(&self, ns: &Namespace, id: &str) {
+        self.streams.lock().remove(&(ns.clone(), id.to_owned()));
+    }
+}
+
+#[async_trait]
+impl Stream for Managed {
+    async fn recv(&self) -> Result<Option<Any>> {
+        self.inner.recv().await
+    }
+    async fn send(&self, message: Any) -> Result<()> {
+        self.inner.send(message).await
+    }
+    async fn close(&self) {
+        if let Some(table) = self.table.upgrade() {
+            table.lock().remove(&self.key);
+        }
+        self.inner.close().await;
+    }
+}
+
+/// The plugin.
+pub fn registration() -> Registration {
+    Registration::new::<kinds::Streaming>("manager").init_plain(|_cx| {
+        Box::pin(async move { Ok(Arc::new(Manager::default()) as Arc<dyn Streams>) })
+    })
+}
+
+/// A stream whose two ends are both here, for tests and for callers in the daemon.
+#[cfg(test)]
+pub(crate) mod pipe {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    pub(crate) struct Pipe {
+        tx: Mutex<Option<mpsc::Sender<Any>>>,
+        rx: tokio::sync::Mutex<mpsc::Receiver<Any>>,
+    }
+
+    pub(crate) fn pipe() -> (Arc<Pipe>, Arc<Pipe>) {
+        let (a, b) = (mpsc::channel(4), mpsc::channel(4));
+        let end = |tx, rx| {
+            Arc::new(Pipe {
+                tx: Mutex::new(Some(tx)),
+                rx: tokio::sync::Mutex::new(rx),
+            })
+        };
+        (end(a.0, b.1), end(b.0, a.1))
+    }
+
+    #[async_trait]
+    impl Stream for Pipe {
+        async fn recv(&self) -> Result<Option<Any>> {
+            Ok(self.rx.lock().await.recv().await)
+        }
+        async fn send(&self, message: Any) -> Result<()> {
+            let tx = self.tx.lock().clone();
+            let gone = || Error::new(corten_core::Kind::Unavailable, "closed");
+            tx.ok_or_else(gone)?.send(message).await.map_err(|_| gone())
+        }
+        async fn close(&self) {
+            self.tx.lock().take();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ids_are_unique_until_closed_and_namespaced() {
+        let m = Manager::default();
+        let (a, b) = (Namespace::new("a").unwrap(), Namespace::new("b").unwrap());
+        m.register(&a, "x", pipe::pipe().0).unwrap();
+        let again = m.register(&a, "x", pipe::pipe().0).unwrap_err();
+        assert_eq!(again.kind(), corten_core::Kind::AlreadyExists);
+        assert!(m.get(&b, "x").is_err());
+        m.get(&a, "x").unwrap().close().await;
+        assert!(m.get(&a, "x").is_err());
+        m.register(&a, "x", pipe::pipe().0).unwrap();
+        m.remove(&a, "x");
+        assert!(m.get(&a, "x").is_err());
+    }
+}

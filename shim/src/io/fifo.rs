@@ -1,0 +1,106 @@
+//! Owns opening the client's fifos: never blocking, never failing for want of a peer.
+//!
+//! An output fifo is opened for reading and writing. So a client that is not there yet finds what was written, one that
+//! goes away costs neither EPIPE nor SIGPIPE, and a later one may attach. What is left in the pipe when the process has
+//! ended is waited for a while (`linger`), because the last close would throw it away.
+//! An input fifo is opened for reading, plus a write end (the keeper) that CloseIO gives up.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat};
+
+use super::pump::{End, Sink};
+use crate::error::{Context, Result};
+
+/// Where a copy reads from.
+pub(crate) type Source = End;
+
+/// How long unread output waits for a client that has not opened its fifo yet.
+const LINGER: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What stdin turned out to be.
+#[derive(Debug)]
+pub(super) enum Input {
+    Fifo(Source, OwnedFd),
+    /// A plain file is handed to the process as it is.
+    File(OwnedFd),
+}
+
+/// Opens a fifo, or whatever else the path names, for output.
+pub(super) fn open_output(uri: &str) -> Result<Sink> {
+    let path = strip(uri);
+    let what = || format!("containerd-shim: opening w/o fifo {path:?} failed");
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+        // A device or file that is for writing only.
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ISDIR) => {
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY;
+            rustix::fs::open(path, flags, Mode::empty()).context(what())?
+        }
+        other => other.context(what())?,
+    };
+    match kind(&fd)? {
+        FileType::Fifo => Ok(Sink::Stream(End::fifo(fd)?.into())),
+        FileType::CharacterDevice => Ok(Sink::File(fd.into())),
+        _ => Sink::file(path),
+    }
+}
+
+/// Opens stdin.
+pub(super) fn open_input(uri: &str) -> Result<Input> {
+    let path = strip(uri);
+    let what = || format!("containerd-shim: opening {path} failed");
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let read = rustix::fs::open(path, flags, Mode::empty()).context(what())?;
+    if kind(&read)? != FileType::Fifo {
+        rustix::fs::fcntl_setfl(&read, OFlags::empty()).context(what())?;
+        return Ok(Input::File(read));
+    }
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let keeper = rustix::fs::open(path, flags, Mode::empty()).context(what())?;
+    Ok(Input::Fifo(End::readable(read)?, keeper))
+}
+
+/// Keeps what nobody has read yet until a client opens the fifo, within limits. Then the client has it, whatever we close.
+pub(super) async fn linger(fifo: OwnedFd) {
+    if !has_unread(&fifo) {
+        return;
+    }
+    // By the link, because the client may have unlinked the path.
+    let link = format!("/proc/self/fd/{}", fifo.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(write) = rustix::fs::open(link, flags, Mode::empty()) else {
+        return;
+    };
+    // Without our own read end the kernel can tell us whether there is another.
+    drop(fifo);
+    let deadline = tokio::time::Instant::now() + LINGER;
+    while !has_reader(&write) && has_unread(&write) && tokio::time::Instant::now() < deadline {
+        // A pipe wakes no writer when a reader opens it.
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn has_unread(fifo: &OwnedFd) -> bool {
+    rustix::io::ioctl_fionread(fifo).is_ok_and(|n| n > 0)
+}
+
+fn has_reader(write: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(write, PollFlags::empty())];
+    match poll(&mut fds, Some(&rustix::event::Timespec::default())) {
+        Ok(_) => !fds[0].revents().contains(PollFlags::ERR),
+        Err(_) => true,
+    }
+}
+
+fn kind(fd: &OwnedFd) -> Result<FileType> {
+    let stat = fstat(fd).context("stat a stdio path")?;
+    Ok(FileType::from_raw_mode(stat.st_mode))
+}
+
+fn strip(uri: &str) -> &str {
+    uri.strip_prefix("fifo://").unwrap_or(uri)
+}

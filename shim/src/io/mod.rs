@@ -1,0 +1,326 @@
+//! Owns the standard streams of a process: what the URIs of a request mean, and the copying they need.
+//!
+//! | stdout | container gets | copied by us |
+//! |---|---|---|
+//! | all empty | /dev/null | – |
+//! | path, `fifo://` | pipe (pty with a terminal) | to the fifo; stdin from its fifo |
+//! | `file://` | pipe | to the end of the file, stderr too |
+//! | `binary://`, `binary-v2://` | the logger's own pipes | – (with a terminal: pty to the logger's stdout) |
+//!
+//! Copying is splice(2) on this one thread (`pump`). The container never gets a fifo of the client's: it may open its
+//! /dev/stdout again, which must be a pipe owned by `io_uid:io_gid`, and a client must not be able to fill it from outside.
+
+mod fifo;
+mod logger;
+mod pump;
+
+use std::cell::{OnceCell, RefCell};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use corten_oci::Stdio as ChildStdio;
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::task::{AbortHandle, JoinHandle, spawn_local};
+
+use crate::error::{Context, Error, Result};
+use crate::log;
+use crate::reaper::Reaper;
+use crate::task::Shim;
+use fifo::Source;
+use logger::Logger;
+use pump::{End, Sink};
+
+/// How long Delete waits for output that a dead process' children may still hold open.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The streams of a request, as State shows them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stdio {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// The streams of a process while it lives.
+#[derive(Debug, Default)]
+pub(crate) struct Io {
+    console: OnceCell<Rc<End>>,
+    /// Ends that wait for the console.
+    tty: RefCell<Option<Tty>>,
+    /// Our own write end of the stdin fifo: without it a client that detaches would mean EOF.
+    keeper: RefCell<Option<OwnedFd>>,
+    input: RefCell<Option<AbortHandle>>,
+    outputs: RefCell<Vec<JoinHandle<()>>>,
+    logger: RefCell<Option<Logger>>,
+}
+
+#[derive(Debug)]
+struct Tty {
+    stdin: Option<Source>,
+    stdout: Option<Sink>,
+}
+
+/// Where output goes, by the URI's scheme.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    Fifo,
+    File(String),
+    Binary { uri: &'a str, handshake: bool },
+}
+
+/// Opens everything a request names. Gives what the child gets, and what stays here.
+pub(crate) async fn open(
+    shim: &Shim,
+    id: &str,
+    stdio: &Stdio,
+    owner: (u32, u32),
+    size: &(u16, u16),
+) -> Result<(ChildStdio, Rc<Io>)> {
+    let io = Io::default();
+    if stdio.is_null() {
+        let child = match stdio.terminal {
+            // A terminal nobody listens to is still one for the process.
+            true => {
+                *io.tty.borrow_mut() = Some(Tty {
+                    stdin: None,
+                    stdout: None,
+                });
+                terminal(size)
+            }
+            false => ChildStdio::Null,
+        };
+        return Ok((child, Rc::new(io)));
+    }
+    let child = match Target::parse(&stdio.stdout)? {
+        Target::Binary { uri, handshake } => {
+            let (logger, pipes) = Logger::start(shim, id, uri, handshake).await?;
+            *io.logger.borrow_mut() = Some(logger);
+            if stdio.terminal {
+                io.open_tty(stdio, Some(Sink::stream(pipes.stdout)?))?;
+                terminal(size)
+            } else {
+                ChildStdio::Fds(io.open_stdin(stdio, owner)?, pipes.stdout, pipes.stderr)
+            }
+        }
+        Target::File(path) => {
+            let sink = Sink::file(&path)?;
+            if stdio.terminal {
+                io.open_tty(stdio, Some(sink))?;
+                terminal(size)
+            } else {
+                let stdin = io.open_stdin(stdio, owner)?;
+                let stdout = io.pump_from_pipe(sink.clone(), owner)?;
+                ChildStdio::Fds(stdin, stdout, io.pump_from_pipe(sink, owner)?)
+            }
+        }
+        Target::Fifo if stdio.terminal => {
+            let sink = match stdio.stdout.as_str() {
+                "" => None,
+                path => Some(fifo::open_output(path)?),
+            };
+            io.open_tty(stdio, sink)?;
+            terminal(size)
+        }
+        Target::Fifo => io.open_pipes(stdio, owner)?,
+    };
+    Ok((child, Rc::new(io)))
+}
+
+fn terminal(size: &(u16, u16)) -> ChildStdio {
+    ChildStdio::Terminal {
+        rows: size.0,
+        cols: size.1,
+    }
+}
+
+// === impl Stdio ===
+
+impl Stdio {
+    fn is_null(&self) -> bool {
+        self.stdin.is_empty() && self.stdout.is_empty() && self.stderr.is_empty()
+    }
+}
+
+// === impl Target ===
+
+impl<'a> Target<'a> {
+    fn parse(stdout: &'a str) -> Result<Self> {
+        let Some((scheme, rest)) = stdout.split_once("://") else {
+            return Ok(Self::Fifo);
+        };
+        match scheme {
+            "fifo" => Ok(Self::Fifo),
+            "file" => Ok(Self::File(logger::unescape(rest)?)),
+            "binary" | "binary-v2" => Ok(Self::Binary {
+                uri: rest,
+                handshake: scheme == "binary-v2",
+            }),
+            _ => Err(Error::unknown(format!("unknown STDIO scheme {scheme}"))),
+        }
+    }
+}
+
+// === impl Io ===
+
+impl Io {
+    fn open_pipes(&self, stdio: &Stdio, owner: (u32, u32)) -> Result<ChildStdio> {
+        let stdin = self.open_stdin(stdio, owner)?;
+        let mut first = None;
+        let stdout = match stdio.stdout.as_str() {
+            "" => dev_null()?,
+            path => {
+                let sink = first.insert(fifo::open_output(path)?).clone();
+                self.pump_from_pipe(sink, owner)?
+            }
+        };
+        let stderr = match (stdio.stderr.as_str(), first) {
+            ("", _) => dev_null()?,
+            // One description, so that neither stream overtakes the other's writes.
+            (path, Some(sink)) if path == stdio.stdout => self.pump_from_pipe(sink, owner)?,
+            (path, _) => self.pump_from_pipe(fifo::open_output(path)?, owner)?,
+        };
+        Ok(ChildStdio::Fds(stdin, stdout, stderr))
+    }
+
+    /// The child's stdin: a pipe fed from the fifo, or /dev/null.
+    fn open_stdin(&self, stdio: &Stdio, owner: (u32, u32)) -> Result<OwnedFd> {
+        if stdio.stdin.is_empty() {
+            return dev_null();
+        }
+        let source = match fifo::open_input(&stdio.stdin)? {
+            fifo::Input::Fifo(source, keeper) => {
+                *self.keeper.borrow_mut() = Some(keeper);
+                source
+            }
+            fifo::Input::File(file) => return Ok(file),
+        };
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("create stdin pipe")?;
+        own(&read, owner)?;
+        let sink = Sink::stream(write)?;
+        let task = spawn_local(async move {
+            // EPIPE is the process' way of not wanting input; the end of this task closes its stdin.
+            let _ = pump::copy(&source, &sink).await;
+        });
+        *self.input.borrow_mut() = Some(task.abort_handle());
+        Ok(read)
+    }
+
+    /// The write end of a pipe whose content goes to `sink`.
+    fn pump_from_pipe(&self, sink: Sink, owner: (u32, u32)) -> Result<OwnedFd> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("create output pipe")?;
+        own(&write, owner)?;
+        let source = End::readable(read)?;
+        self.outputs
+            .borrow_mut()
+            .push(spawn_local(pump::run_output(Rc::new(source), sink)));
+        Ok(write)
+    }
+
+    fn open_tty(&self, stdio: &Stdio, stdout: Option<Sink>) -> Result<()> {
+        let stdin = match stdio.stdin.as_str() {
+            "" => None,
+            path => match fifo::open_input(path)? {
+                fifo::Input::Fifo(source, keeper) => {
+                    *self.keeper.borrow_mut() = Some(keeper);
+                    Some(source)
+                }
+                fifo::Input::File(_) => {
+                    return Err(Error::invalid(format!("stdin {path}: not a fifo")));
+                }
+            },
+        };
+        *self.tty.borrow_mut() = Some(Tty { stdin, stdout });
+        Ok(())
+    }
+
+    /// Takes the pty's master and starts copying.
+    pub(crate) fn attach_console(&self, master: OwnedFd) -> Result<()> {
+        let tty = self.tty.borrow_mut().take();
+        let tty = tty.ok_or_else(|| Error::unknown("a console came that nobody asked for"))?;
+        let console = Rc::new(End::both(master)?);
+        let sink = tty.stdout.unwrap_or(Sink::Null);
+        let output = pump::run_output(console.clone(), sink);
+        self.outputs.borrow_mut().push(spawn_local(output));
+        if let Some(source) = tty.stdin {
+            let sink = Sink::Stream(console.clone());
+            let task = spawn_local(async move {
+                // EIO is a hang-up, which the output side reports.
+                let _ = pump::copy(&source, &sink).await;
+            });
+            *self.input.borrow_mut() = Some(task.abort_handle());
+        }
+        // A fresh cell takes its first value, and a console comes once.
+        let _ = self.console.set(console);
+        Ok(())
+    }
+
+    /// Without a console there is nothing to resize, which is fine.
+    pub(crate) fn resize(&self, rows: u16, cols: u16) -> Result<()> {
+        let Some(console) = self.console.get() else {
+            return Ok(());
+        };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(console.fd(), size).context("resize the console")
+    }
+
+    /// Gives up our own write end: once the clients close theirs, the process reads EOF.
+    pub(crate) fn close_stdin(&self) {
+        self.keeper.borrow_mut().take();
+    }
+
+    /// Waits for the rest of the output, within limits.
+    pub(crate) async fn drain(&self) {
+        let outputs = std::mem::take(&mut *self.outputs.borrow_mut());
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        for mut output in outputs {
+            if tokio::time::timeout_at(deadline, &mut output)
+                .await
+                .is_err()
+            {
+                log::warning!("output is still held open {DRAIN:?} after the exit: closed");
+                output.abort();
+            }
+        }
+    }
+
+    /// Ends everything, the logger too.
+    pub(crate) async fn close(&self, reaper: &Reaper) {
+        if let Some(input) = self.input.borrow_mut().take() {
+            input.abort();
+        }
+        for output in self.outputs.borrow_mut().drain(..) {
+            output.abort();
+        }
+        self.keeper.borrow_mut().take();
+        self.tty.borrow_mut().take();
+        let logger = self.logger.borrow_mut().take();
+        if let Some(logger) = logger {
+            logger.stop(reaper).await;
+        }
+    }
+}
+
+/// Gives a pipe to the user that will open its /dev/stdout again.
+fn own(pipe: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
+    if (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context("own the stdio pipe")
+}
+
+fn dev_null() -> Result<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .context("open /dev/null")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! Owns the rootfs mount of a bundle: the mounts of a Create request onto `<bundle>/rootfs`, and their removal.
+//!
+//! mount(2) takes one page of options, which an overlay of many layers exceeds. Then the paths are made relative to
+//! their common parent, and this process, being one thread, stands there for the length of the call.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use corten_protos::containerd::types::Mount;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+    mount_change, mount_remount, unmount as umount2,
+};
+
+use crate::error::{Context, Error, Result};
+
+/// One page, less the final NUL and what the kernel keeps for itself.
+const MAX_DATA: usize = 4000;
+
+/// Mount options sorted by what they mean to the kernel.
+#[derive(Debug, PartialEq)]
+struct Parsed {
+    flags: MountFlags,
+    bind: bool,
+    recursive: bool,
+    propagation: Option<MountPropagationFlags>,
+    data: Vec<String>,
+}
+
+/// Mounts everything in order; undoes itself on error. No mounts means the rootfs is ready as it is.
+pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<()> {
+    for one in mounts {
+        if let Err(e) = mount_one(one, rootfs) {
+            let _ = unmount(rootfs);
+            return Err(e.context("failed to mount rootfs component"));
+        }
+    }
+    Ok(())
+}
+
+/// Detaches whatever is mounted there, all layers of it. A path without a mount is fine.
+pub(crate) fn unmount(rootfs: &Path) -> io::Result<()> {
+    loop {
+        match umount2(rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
+    let parsed = Parsed::from_options(&one.options)?;
+    let target = target(rootfs, &one.target)?;
+    let what = || {
+        format!(
+            "mount source: {:?}, target: {:?}, fstype: {}",
+            one.source, rootfs, one.r#type
+        )
+    };
+    if parsed.bind || matches!(one.r#type.as_str(), "bind" | "rbind") {
+        if parsed.recursive || one.r#type == "rbind" {
+            mount_bind_recursive(&one.source, &target)
+        } else {
+            mount_bind(&one.source, &target)
+        }
+        .context(what())?;
+        // A bind takes its flags in a second step only.
+        if !parsed.flags.is_empty() {
+            mount_remount(&target, MountFlags::BIND | parsed.flags, "").context(what())?;
+        }
+    } else if one.r#type.starts_with("fuse") {
+        return Err(Error::unimplemented(format!(
+            "{}: mount helpers are not run by this shim",
+            what()
+        )));
+    } else {
+        let data = parsed.data.join(",");
+        if data.len() <= MAX_DATA {
+            raw_mount(&one.source, &target, &one.r#type, parsed.flags, &data).context(what())?;
+        } else {
+            mount_from_parent(one, &parsed, &target).context(what())?;
+        }
+    }
+    match parsed.propagation {
+        Some(flags) => mount_change(&target, flags).context(what()),
+        None => Ok(()),
+    }
+}
+
+fn raw_mount(
+    source: &str,
+    target: &Path,
+    fstype: &str,
+    flags: MountFlags,
+    data: &str,
+) -> rustix::io::Result<()> {
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    mount(source, target, fstype, flags, Some(data.as_c_str()))
+}
+
+/// Mounts with relative lower directories, so that hundreds of layers fit.
+fn mount_from_parent(one: &Mount, parsed: &Parsed, target: &Path) -> Result<()> {
+    let lower: Vec<&str> = parsed
+        .data
+        .iter()
+        .find_map(|o| o.strip_prefix("lowerdir="))
+        .map(|dirs| dirs.split(':').collect())
+        .unwrap_or_default();
+    let parent = common_parent(&lower)
+        .ok_or_else(|| Error::invalid("mount options are longer than one page"))?;
+    let relative = |dir: &&str| {
+        Path::new(dir)
+            .strip_prefix(&parent)
+            .ok()
+            .and_then(Path::to_str)
+            .map(str::to_owned)
+    };
+    let lower: Option<Vec<String>> = lower.iter().map(relative).collect();
+    let lower = lower
+        .ok_or_else(|| Error::invalid("a layer's path is not UTF-8"))?
+        .join(":");
+    let data = parsed
+        .data
+        .iter()
+        .map(|o| match o.starts_with("lowerdir=") {
+            true => format!("lowerdir={lower}"),
+            false => o.clone(),
+        })
+        .collect::<Vec<_>>()
+        .join(",");
+    if data.len() > MAX_DATA {
+        return Err(Error::invalid("mount options are longer than one page"));
+    }
+    rustix::process::chdir(&parent).context(format!("chdir {}", parent.display()))?;
+    let outcome = raw_mount(&one.source, target, &one.r#type, parsed.flags, &data);
+    // The server lives in "/"; staying elsewhere would pin that file system.
+    rustix::process::chdir("/").context("chdir /")?;
+    outcome.map_err(Error::from)
+}
+
+/// The deepest directory all paths are strictly below.
+fn common_parent(paths: &[&str]) -> Option<PathBuf> {
+    let mut common = Path::new(paths.first()?).parent()?.to_owned();
+    for path in paths {
+        while !Path::new(path).starts_with(&common) || Path::new(path) == common {
+            common = common.parent()?.to_owned();
+        }
+    }
+    common.is_absolute().then_some(common)
+}
+
+/// The place of a mount: the rootfs, or a directory inside it, resolved without leaving it.
+fn target(rootfs: &Path, inside: &str) -> Result<PathBuf> {
+    let inside = inside.trim_matches('/');
+    if inside.is_empty() {
+        return Ok(rootfs.to_owned());
+    }
+    let root = rustix::fs::open(
+        rootfs,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(format!("open {}", rootfs.display()))?;
+    let place = rustix::fs::openat2(
+        &root,
+        inside,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+    .context(format!("open mount target {inside:?}"))?;
+    let link = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let path = rustix::fs::readlinkat(CWD, link, Vec::new()).context("find mount target")?;
+    Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
+}
+
+// === impl Parsed ===
+
+impl Parsed {
+    fn from_options(options: &[String]) -> Result<Self> {
+        let mut parsed = Self {
+            flags: MountFlags::empty(),
+            bind: false,
+            recursive: false,
+            propagation: None,
+            data: Vec::new(),
+        };
+        for option in options {
+            if let Some((set, flag)) = flag(option) {
+                parsed.flags.set(flag, set);
+                continue;
+            }
+            match option.as_str() {
+                "" | "defaults" => {}
+                "bind" => parsed.bind = true,
+                "rbind" => (parsed.bind, parsed.recursive) = (true, true),
+                other => match propagation(other) {
+                    Some(flags) => parsed.propagation = Some(flags),
+                    None if is_foreign(other) => {
+                        return Err(Error::unimplemented(format!(
+                            "mount option {other:?} is not supported by this shim"
+                        )));
+                    }
+                    None => parsed.data.push(other.to_owned()),
+                },
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Options that mean something to containerd's mount library, not to the kernel.
+fn is_foreign(option: &str) -> bool {
+    option == "loop"
+        || ["uidmap=", "gidmap=", "X-containerd."]
+            .iter()
+            .any(|prefix| option.starts_with(prefix))
+}
+
+fn flag(option: &str) -> Option<(bool, MountFlags)> {
+    Some(match option {
+        "ro" => (true, MountFlags::RDONLY),
+        "rw" => (false, MountFlags::RDONLY),
+        "nosuid" => (true, MountFlags::NOSUID),
+        "suid" => (false, MountFlags::NOSUID),
+        "nodev" => (true, MountFlags::NODEV),
+        "dev" => (false, MountFlags::NODEV),
+        "noexec" => (true, MountFlags::NOEXEC),
+        "exec" => (false, MountFlags::NOEXEC),
+        "sync" => (true, MountFlags::SYNCHRONOUS),
+        "async" => (false, MountFlags::SYNCHRONOUS),
+        "dirsync" => (true, MountFlags::DIRSYNC),
+        "noatime" => (true, MountFlags::NOATIME),
+        "atime" => (false, MountFlags::NOATIME),
+        "nodiratime" => (true, MountFlags::NODIRATIME),
+        "diratime" => (false, MountFlags::NODIRATIME),
+        "relatime" => (true, MountFlags::RELATIME),
+        "norelatime" => (false, MountFlags::RELATIME),
+        "strictatime" => (true, MountFlags::STRICTATIME),
+        "nostrictatime" => (false, MountFlags::STRICTATIME),
+        "lazytime" => (true, MountFlags::LAZYTIME),
+        "silent" => (true, MountFlags::SILENT),
+        "loud" => (false, MountFlags::SILENT),
+        _ => return None,
+    })
+}
+
+fn propagation(option: &str) -> Option<MountPropagationFlags> {
+    let (recursive, name) = match option.strip_prefix('r') {
+        Some(name) => (MountPropagationFlags::REC, name),
+        None => (MountPropagationFlags::empty(), option),
+    };
+    let kind = match name {
+        "private" => MountPropagationFlags::PRIVATE,
+        "shared" => MountPropagationFlags::SHARED,
+        "slave" => MountPropagationFlags::DOWNSTREAM,
+        "unbindable" => MountPropagationFlags::UNBINDABLE,
+        _ => return None,
+    };
+    Some(kind | recursive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[&str]) -> Result<Parsed> {
+        let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+        Parsed::from_options(&options)
+    }
+
+    #[test]
+    fn options_go_where_the_kernel_wants_them() {
+        let got = parse(&["rbind", "ro", "nosuid", "rprivate", "index=off"]).unwrap();
+        assert!(got.bind && got.recursive);
+        assert_eq!(got.flags, MountFlags::RDONLY | MountFlags::NOSUID);
+        assert_eq!(
+            got.propagation,
+            Some(MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        );
+        assert_eq!(got.data, ["index=off"]);
+        assert_eq!(
+            parse(&["ro", "rw"]).unwrap().flags,
+            MountFlags::empty(),
+            "the last one wins"
+        );
+        assert!(parse(&["loop"]).is_err() && parse(&["uidmap=0:1:1"]).is_err());
+    }
+
+    #[test]
+    fn layers_share_a_parent() {
+        let parent = common_parent(&["/a/b/1/fs", "/a/b/22/fs"]).unwrap();
+        assert_eq!(parent, Path::new("/a/b"));
+        assert_eq!(common_parent(&["/a/1"]).unwrap(), Path::new("/a"));
+        assert_eq!(common_parent(&["/a/b", "/a"]).unwrap(), Path::new("/"));
+        assert_eq!(common_parent(&["a/b"]), None);
+        assert_eq!(common_parent(&[]), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! Owns the long-lived process: its surroundings, its event loop, its socket, and its end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as Cx, Poll};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::socket_peercred;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::{LocalSet, spawn_local};
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::error::{Context, Result};
+use crate::events::Events;
+use crate::flags::Flags;
+use crate::log;
+use crate::service;
+use crate::socket;
+use crate::task::Shim;
+
+/// Pause after a failed accept (EMFILE, ENOMEM): nothing says when it would succeed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For the last events, when the daemon is there to take them.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// For the last answers to leave; clients hang up once they have them.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// More than a daemon opens; counts connections.
+const CONNECTIONS: u32 = 1 << 20;
+
+/// Serves until Shutdown finds no container.
+pub(crate) fn serve(flags: &Flags) -> Result<()> {
+    let listener = take_listener()?;
+    // Fails only for a group leader, which already is away from the daemon's session.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context("become a subreaper")?;
+    let path = listener
+        .local_addr()
+        .ok()
+        .and_then(|addr| addr.as_pathname().map(PathBuf::from));
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let events = Rc::new(Events::new(&flags.namespace, &address));
+    let shim = Rc::new(Shim::new(&flags.namespace, events));
+    log::info!("starting, id {}, namespace {}", flags.id, flags.namespace);
+    let runtime = runtime()?;
+    LocalSet::new().block_on(&runtime, run(shim, listener, path))
+}
+
+/// Runs a future on an event loop of its own: for one-shot commands.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> Result<T> {
+    Ok(LocalSet::new().block_on(&runtime()?, future))
+}
+
+/// One thread, and no pool behind it: nothing here may block elsewhere.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")
+}
+
+/// The listener is our stdin. Descriptors 3 to 5 stay taken, so that no later one gets a number that a logger is to
+/// find its pipes on.
+fn take_listener() -> Result<StdListener> {
+    let listener: OwnedFd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 6)
+        .context("take the listener from stdin")?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .context("open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context("detach stdin")?;
+    for _ in 0..2 {
+        let taken = rustix::io::fcntl_dupfd_cloexec(&null, 3).context("keep a descriptor")?;
+        std::mem::forget(taken);
+    }
+    std::mem::forget(null);
+    let listener = StdListener::from(listener);
+    listener
+        .set_nonblocking(true)
+        .context("stdin is not a listening socket")?;
+    Ok(listener)
+}
+
+async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Result<()> {
+    let listener = UnixListener::from_std(listener).context("watch the socket")?;
+    let open = Arc::new(Semaphore::new(CONNECTIONS as usize));
+    let (services, calls) = service::services();
+    let mut server = Server::new()
+        .add_listener(Listener::new(accept(listener, open.clone())))
+        .register_service(services);
+    server
+        .start()
+        .await
+        .map_err(|e| crate::error::Error::unknown(format!("serve: {e}")))?;
+    let events = shim.events.clone();
+    let reaper = shim.reaper.clone();
+    spawn_local(async move { reaper.sweep_strays().await });
+    spawn_local(async move { events.forward().await });
+    spawn_local(service::serve(shim.clone(), calls));
+    shim.done.notified().await;
+    // From here on a `start` for this group makes a new shim.
+    if let Some(path) = path
+        && let Err(e) = socket::remove(&path)
+    {
+        log::warning!("remove socket {}: {e}", path.display());
+    }
+    shim.events.drain(LAST_EVENTS).await;
+    // All permits back means that every connection is closed.
+    let _ = tokio::time::timeout(LAST_ANSWERS, open.acquire_many(CONNECTIONS)).await;
+    log::info!("shutdown");
+    Ok(())
+}
+
+/// Connections of our own user; others are closed before a byte is read.
+fn accept(
+    listener: UnixListener,
+    open: Arc<Semaphore>,
+) -> impl futures::Stream<Item = io::Result<Connection>> {
+    futures::stream::unfold((listener, open), |(listener, open)| async move {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    log::warning!("accept: {e}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            if !is_own_user(&stream) {
+                log::warning!("refused a connection of another user");
+                continue;
+            }
+            let permit = open.clone().try_acquire_owned().ok();
+            let connection = Connection {
+                stream,
+                _permit: permit,
+            };
+            return Some((Ok(connection), (listener, open)));
+        }
+    })
+}
+
+/// containerd's shim asks for the same user *and* group.
+fn is_own_user(stream: &UnixStream) -> bool {
+    socket_peercred(stream).is_ok_and(|peer| {
+        peer.uid == rustix::process::geteuid() && peer.gid == rustix::process::getegid()
+    })
+}
+
+/// A connection that is counted while it is open.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    _permit: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+// === impl Connection ===
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Cx<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Cx<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Cx<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Cx<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Cx<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,293 @@
+//! Owns `containerd.task.v2.Task` and `containerd.task.v3.Task`, whose messages are equal: one fn per RPC.
+
+use std::rc::Rc;
+
+use corten_protos::any;
+use corten_protos::containerd::events::{TaskPaused, TaskResumed};
+use corten_protos::containerd::runc::v1::ProcessDetails;
+use corten_protos::containerd::task::v3::{
+    CheckpointTaskRequest, CloseIoRequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use corten_protos::containerd::v1::types::ProcessInfo;
+use corten_protos::google::protobuf::Empty;
+use prost::Message;
+
+use crate::error::{Context, Error, Result};
+use crate::stats;
+use crate::task::process::{SIGKILL, finished};
+use crate::task::state::{Move, Need, State};
+use crate::task::{Shim, exec, init};
+
+/// The one call that does nothing but wait.
+pub(super) const WAIT: &str = "Wait";
+
+/// All methods of the service.
+pub(super) const METHODS: &[&str] = &[
+    "State",
+    "Create",
+    "Start",
+    "Delete",
+    "Pids",
+    "Pause",
+    "Resume",
+    "Checkpoint",
+    "Kill",
+    "Exec",
+    "ResizePty",
+    "CloseIO",
+    "Update",
+    WAIT,
+    "Stats",
+    "Connect",
+    "Shutdown",
+];
+
+/// Decodes, serves, encodes.
+pub(super) async fn call(shim: &Rc<Shim>, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
+    match method {
+        "State" => encode(state(shim, decode(payload)?)?),
+        "Create" => encode(create(shim, decode(payload)?).await?),
+        "Start" => encode(start(shim, decode(payload)?).await?),
+        "Delete" => encode(delete(shim, decode(payload)?).await?),
+        "Pids" => encode(pids(shim, decode(payload)?)?),
+        "Pause" => encode(pause(shim, decode(payload)?).await?),
+        "Resume" => encode(resume(shim, decode(payload)?).await?),
+        "Checkpoint" => encode(checkpoint(shim, decode(payload)?)?),
+        "Kill" => encode(kill(shim, decode(payload)?)?),
+        "Exec" => encode(exec(shim, decode(payload)?)?),
+        "ResizePty" => encode(resize_pty(shim, decode(payload)?)?),
+        "CloseIO" => encode(close_io(shim, decode(payload)?)?),
+        "Update" => encode(update(shim, decode(payload)?)?),
+        WAIT => encode(wait(shim, decode(payload)?).await?),
+        "Stats" => encode(stats(shim, decode(payload)?)?),
+        "Connect" => encode(connect(shim, decode(payload)?)?),
+        "Shutdown" => encode(shutdown(shim, decode(payload)?)?),
+        other => Err(Error::unimplemented(format!("method {other}"))),
+    }
+}
+
+fn state(shim: &Shim, r: StateRequest) -> Result<StateResponse> {
+    let (container, process) = shim.process(&r.id, &r.exec_id)?;
+    let exit = process.exit();
+    let stdio = &process.stdio;
+    Ok(StateResponse {
+        id: if r.exec_id.is_empty() {
+            container.id.clone()
+        } else {
+            r.exec_id.clone()
+        },
+        bundle: container.bundle.to_string_lossy().into_owned(),
+        pid: process.pid(),
+        status: container.shown_state(&process).status().into(),
+        stdin: stdio.stdin.clone(),
+        stdout: stdio.stdout.clone(),
+        stderr: stdio.stderr.clone(),
+        terminal: stdio.terminal,
+        exit_status: exit.map_or(0, |e| e.status),
+        // containerd sends Go's zero time of a process that still lives.
+        exited_at: Some(exit.map_or(corten_protos::time::GO_ZERO, |e| e.at)),
+        exec_id: r.exec_id,
+    })
+}
+
+async fn create(shim: &Rc<Shim>, r: CreateTaskRequest) -> Result<CreateTaskResponse> {
+    let pid = init::create(shim, r).await?;
+    Ok(CreateTaskResponse { pid })
+}
+
+async fn start(shim: &Rc<Shim>, r: StartRequest) -> Result<StartResponse> {
+    let (container, process) = shim.process(&r.id, &r.exec_id)?;
+    let pid = if r.exec_id.is_empty() {
+        init::start(shim, &container).await?
+    } else {
+        exec::start(shim, &container, &process).await?
+    };
+    Ok(StartResponse { pid })
+}
+
+async fn delete(shim: &Rc<Shim>, r: DeleteRequest) -> Result<DeleteResponse> {
+    let (container, process) = shim.process(&r.id, &r.exec_id)?;
+    let exit = if r.exec_id.is_empty() {
+        init::delete(shim, &container).await?
+    } else {
+        exec::delete(shim, &container, &process).await?
+    };
+    Ok(DeleteResponse {
+        pid: exit.pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.at),
+    })
+}
+
+fn pids(shim: &Shim, r: PidsRequest) -> Result<PidsResponse> {
+    let container = shim.container(&r.id)?;
+    let pids = container.cgroup.pids()?;
+    let execs = container.execs.borrow();
+    let info = |pid: u32| {
+        execs.values().find(|e| e.pid() == pid).map(|e| {
+            any::pack(&ProcessDetails {
+                exec_id: e.exec_id.clone(),
+            })
+        })
+    };
+    Ok(PidsResponse {
+        processes: pids
+            .into_iter()
+            .filter_map(|pid| u32::try_from(pid).ok())
+            .map(|pid| ProcessInfo {
+                pid,
+                info: info(pid),
+            })
+            .collect(),
+    })
+}
+
+async fn pause(shim: &Shim, r: PauseRequest) -> Result<Empty> {
+    let container = shim.container(&r.id)?;
+    let _order = container.init.order.lock().await;
+    container.init.state.get().transition(Move::Pause)?;
+    container
+        .cgroup
+        .freeze()
+        .context("OCI runtime pause failed")?;
+    container.init.advance(Move::Pause)?;
+    shim.events.publish(&TaskPaused { container_id: r.id });
+    Ok(Empty {})
+}
+
+async fn resume(shim: &Shim, r: ResumeRequest) -> Result<Empty> {
+    let container = shim.container(&r.id)?;
+    let _order = container.init.order.lock().await;
+    container.init.state.get().transition(Move::Resume)?;
+    container
+        .cgroup
+        .thaw()
+        .context("OCI runtime resume failed")?;
+    container.init.advance(Move::Resume)?;
+    shim.events.publish(&TaskResumed { container_id: r.id });
+    Ok(Empty {})
+}
+
+fn checkpoint(shim: &Shim, r: CheckpointTaskRequest) -> Result<Empty> {
+    shim.container(&r.id)?;
+    Err(Error::unimplemented(
+        "checkpoint is not supported by io.containerd.corten.v2",
+    ))
+}
+
+fn kill(shim: &Shim, r: KillRequest) -> Result<Empty> {
+    let (container, process) = shim.process(&r.id, &r.exec_id)?;
+    let signal = i32::try_from(r.signal)
+        .map_err(|_| Error::invalid(format!("invalid signal {}", r.signal)))?;
+    let is_init = r.exec_id.is_empty();
+    if is_init && !process.state.get().is_alive() {
+        return Err(finished());
+    }
+    // Nobody else kills the others when init's death does not.
+    let everyone = is_init && (r.all || (signal == SIGKILL && !container.private_pids));
+    if everyone {
+        match signal {
+            SIGKILL => container.cgroup.kill()?,
+            other => container.cgroup.signal(other)?,
+        }
+    } else {
+        process.signal(signal)?;
+    }
+    if signal == SIGKILL && container.init.state.get() == State::Paused {
+        // A process frozen by cgroup v1 dies when it thaws.
+        container.cgroup.thaw()?;
+    }
+    Ok(Empty {})
+}
+
+fn exec(shim: &Shim, r: ExecProcessRequest) -> Result<Empty> {
+    let container = shim.container(&r.id)?;
+    exec::add(shim, &container, &r)?;
+    Ok(Empty {})
+}
+
+fn resize_pty(shim: &Shim, r: ResizePtyRequest) -> Result<Empty> {
+    let (_, process) = shim.process(&r.id, &r.exec_id)?;
+    let is_exec = !r.exec_id.is_empty();
+    if is_exec && !process.state.get().is_alive() {
+        return Err(Error::unknown("cannot resize a stopped container"));
+    }
+    let io = process.io.borrow().clone();
+    let cut = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    match io {
+        Some(io) => io.resize(cut(r.height), cut(r.width)).map(|()| Empty {}),
+        None => Ok(Empty {}),
+    }
+}
+
+fn close_io(shim: &Shim, r: CloseIoRequest) -> Result<Empty> {
+    let (_, process) = shim.process(&r.id, &r.exec_id)?;
+    if r.stdin {
+        process.stdin_closed.set(true);
+        if let Some(io) = process.io.borrow().as_ref() {
+            io.close_stdin();
+        }
+    }
+    Ok(Empty {})
+}
+
+fn update(shim: &Shim, r: UpdateTaskRequest) -> Result<Empty> {
+    let container = shim.container(&r.id)?;
+    container.init.state.get().allow(Need::Update)?;
+    let resources = r.resources.unwrap_or_default();
+    let resources = corten_oci::Resources::parse(&resources.value)?;
+    container
+        .cgroup
+        .update(&resources)
+        .context("OCI runtime update failed")?;
+    Ok(Empty {})
+}
+
+async fn wait(shim: &Shim, r: WaitRequest) -> Result<WaitResponse> {
+    let (_, process) = shim.process(&r.id, &r.exec_id)?;
+    let exit = process.wait().await?;
+    Ok(WaitResponse {
+        exit_status: exit.status,
+        exited_at: Some(exit.at),
+    })
+}
+
+fn stats(shim: &Shim, r: StatsRequest) -> Result<StatsResponse> {
+    let container = shim.container(&r.id)?;
+    let stats = container.cgroup.stats()?;
+    Ok(StatsResponse {
+        stats: Some(stats::metrics(&stats)),
+    })
+}
+
+/// Answers for ids it does not know, too: the caller learns the shim's pid.
+fn connect(shim: &Shim, r: ConnectRequest) -> Result<ConnectResponse> {
+    let task_pid = shim.container(&r.id).map_or(0, |c| c.init.pid());
+    Ok(ConnectResponse {
+        shim_pid: std::process::id(),
+        task_pid,
+        version: String::new(),
+    })
+}
+
+/// containerd 2.4 calls it after every Delete and 2.4's shim ignores `now`: the last container decides.
+fn shutdown(shim: &Shim, _: ShutdownRequest) -> Result<Empty> {
+    if shim.is_idle() {
+        shim.done.notify_one();
+    }
+    Ok(Empty {})
+}
+
+fn decode<M: Message + Default>(payload: &[u8]) -> Result<M> {
+    M::decode(payload).map_err(|e| Error::invalid(format!("decode the request: {e}")))
+}
+
+/// Takes the message by value so that each arm of `call` reads alike.
+#[allow(clippy::needless_pass_by_value)]
+fn encode<M: Message>(message: M) -> Result<Vec<u8>> {
+    Ok(message.encode_to_vec())
+}

@@ -1,0 +1,395 @@
+//! Owns the life of a container's first process: create, start, delete.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use corten_launch::Status;
+use corten_oci::{Cgroup, HOOKS, InitParams, Spec, cgroup, plan_init};
+use corten_protos::containerd::events::{TaskCreate, TaskDelete, TaskIo, TaskStart};
+use corten_protos::containerd::task::v3::CreateTaskRequest;
+use tokio::task::spawn_local;
+
+use super::launch::{Child, failed};
+use super::process::{Process, SIGKILL};
+use super::state::{Move, State};
+use super::{Container, Shim, exit};
+use crate::bundle::{self, Exit};
+use crate::error::{Context, Error, Result};
+use crate::hooks::{self, Subject};
+use crate::io::{self, Io, Stdio};
+use crate::log;
+use crate::options::Options;
+use crate::{oom, rootfs};
+
+const CREATE: &str = "OCI runtime create failed";
+const START: &str = "OCI runtime start failed";
+const DELETE: &str = "failed to delete task";
+
+/// How long a cgroup may stay busy after the last process was killed.
+const CGROUP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What has been made of a container that is not one yet; undone in reverse when a step fails.
+struct Draft {
+    id: String,
+    bundle: PathBuf,
+    options: Options,
+    spec: Spec,
+    io: Option<Rc<Io>>,
+    cgroup: Option<Cgroup>,
+    child: Option<Child>,
+}
+
+/// Create: mounts, streams, cgroup, process up to its gate.
+pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Result<u32> {
+    if request.id.is_empty() || request.bundle.is_empty() {
+        return Err(Error::invalid("create: id and bundle are required"));
+    }
+    let _reservation = shim.reserve(&request.id)?;
+    if !request.checkpoint.is_empty() {
+        return Err(Error::unimplemented(
+            "restore from a checkpoint is not supported by io.containerd.corten.v2",
+        ));
+    }
+    let options = Options::from_any(request.options.as_ref())?;
+    options.check()?;
+    let bundle = PathBuf::from(&request.bundle);
+    let mut draft = Draft {
+        id: request.id.clone(),
+        spec: bundle::read_spec(&bundle).context(CREATE)?,
+        bundle,
+        options,
+        io: None,
+        cgroup: None,
+        child: None,
+    };
+    bundle::write_options(&draft.bundle, &draft.options)?;
+    let stdio = Stdio {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+    };
+    let built = async {
+        prepare_rootfs(&request, &draft.bundle)?;
+        draft.build(shim, &stdio).await
+    }
+    .await;
+    if let Err(e) = built {
+        draft.undo(shim).await;
+        return Err(e);
+    }
+    let container = draft.finish(stdio)?;
+    let order = container.init.order.lock().await;
+    let pid = container.init.pid();
+    shim.add(&container);
+    shim.events.publish(&TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        rootfs: request.rootfs,
+        io: Some(TaskIo {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        }),
+        checkpoint: request.checkpoint,
+        pid,
+    });
+    let watch = spawn_local(oom::watch(container.clone(), shim.events.clone()));
+    *container.oom_watch.borrow_mut() = Some(watch.abort_handle());
+    drop(order);
+    spawn_local(exit::watch_init(shim.clone(), container.clone()));
+    log::info!("container {} created, pid {pid}", container.id);
+    Ok(pid)
+}
+
+/// Start of init: hooks, the gate, hooks.
+pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<u32> {
+    let init = &container.init;
+    let _order = init.order.lock().await;
+    init.state.get().transition(Move::Start)?;
+    let child = init.child.borrow_mut().take();
+    // The only way here without a child: it died, and its exit waits for the lock held above.
+    let mut child = child.ok_or_else(|| Error::unknown("cannot start a stopped process"))?;
+    let spec = bundle::read_spec(&container.bundle).context(START)?;
+    let subject = Subject {
+        spec: &spec,
+        id: &container.id,
+        bundle: &container.bundle,
+        pid: child.pidfd.pid(),
+        status: "created",
+    };
+    let before = &spec.hooks.start_container;
+    let inside = Some(child.pidfd.as_fd());
+    let begun = match hooks::run(&shim.reaper, subject, "startContainer", before, inside).await {
+        Ok(()) => child.go().await,
+        Err(e) => Err(e),
+    };
+    if let Err(e) = begun {
+        // The watcher collects it and tells, as containerd does for a start that failed.
+        let _ = child.pidfd.signal(SIGKILL);
+        return Err(e.context(START));
+    }
+    init.advance(Move::Start)?;
+    let after = Subject {
+        status: "running",
+        ..subject
+    };
+    if let Err(e) = hooks::run(
+        &shim.reaper,
+        after,
+        "poststart",
+        &spec.hooks.poststart,
+        None,
+    )
+    .await
+    {
+        let _ = child.pidfd.signal(SIGKILL);
+        return Err(e.context(START));
+    }
+    let pid = init.pid();
+    shim.events.publish(&TaskStart {
+        container_id: container.id.clone(),
+        pid,
+    });
+    Ok(pid)
+}
+
+/// Delete of the container: a created one is killed first, a stopped one taken apart.
+pub(crate) async fn delete(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<Exit> {
+    let init = &container.init;
+    init.state.get().transition(Move::Delete)?;
+    if init.state.get() == State::Created {
+        // Its exit is told like any other before the deletion is.
+        let _ = init.signal(SIGKILL);
+    }
+    let exit = init.wait().await?;
+    let _order = init.order.lock().await;
+    // A second Delete that waited for this lock finds the work done.
+    init.state.get().transition(Move::Delete)?;
+    let io = init.io.borrow().clone();
+    if let Some(io) = io {
+        io.drain().await;
+        io.close(&shim.reaper).await;
+    }
+    if let Some(watch) = container.oom_watch.borrow_mut().take() {
+        watch.abort();
+    }
+    remove_cgroup(&container.cgroup).await.context(DELETE)?;
+    run_poststop(shim, &container.id, &container.bundle).await;
+    rootfs::unmount(&container.bundle.join("rootfs")).context("failed rootfs umount")?;
+    init.advance(Move::Delete)?;
+    shim.remove(&container.id);
+    shim.events.publish(&TaskDelete {
+        container_id: container.id.clone(),
+        pid: exit.pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.at),
+        id: String::new(),
+    });
+    log::info!("container {} deleted", container.id);
+    Ok(exit)
+}
+
+/// Mounts what the daemon sent; without mounts the rootfs is the spec's business.
+fn prepare_rootfs(request: &CreateTaskRequest, bundle: &Path) -> Result<()> {
+    if request.rootfs.is_empty() {
+        return Ok(());
+    }
+    let rootfs = bundle.join("rootfs");
+    match std::fs::create_dir(&rootfs) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(e).context("create rootfs");
+        }
+        _ => {}
+    }
+    rootfs::mount_all(&request.rootfs, &rootfs)
+}
+
+/// Removes a cgroup whose processes have been killed, as soon as the kernel has let go of them.
+async fn remove_cgroup(cgroup: &Cgroup) -> Result<()> {
+    let mut pause = Duration::from_millis(1);
+    let mut waited = Duration::ZERO;
+    while !cgroup.delete()? {
+        if waited >= CGROUP_PATIENCE {
+            return Err(Error::unknown(format!(
+                "unable to remove container's cgroup {}: device or resource busy",
+                cgroup.path()
+            )));
+        }
+        cgroup.kill()?;
+        // cgroup v1 tells nobody when a cgroup becomes empty.
+        tokio::time::sleep(pause).await;
+        waited += pause;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+async fn run_poststop(shim: &Shim, id: &str, bundle: &Path) {
+    match bundle::read_spec(bundle) {
+        Ok(spec) if spec.hooks.poststop.is_empty() => {}
+        Ok(spec) => {
+            if bundle::claim_poststop(bundle) {
+                hooks::poststop_with(&shim.reaper, &spec, id, bundle).await;
+            }
+        }
+        Err(e) => log::warning!("container {id}: poststop hooks: {e}"),
+    }
+}
+
+// === impl Draft ===
+
+impl Draft {
+    /// Everything up to the gate. Whatever was made so far is in `self`, for `undo`.
+    async fn build(&mut self, shim: &Shim, stdio: &Stdio) -> Result<()> {
+        let owner = (self.options.io_uid, self.options.io_gid);
+        let (streams, io) = io::open(shim, &self.id, stdio, owner, &self.spec_console()).await?;
+        self.io = Some(io.clone());
+        let cgroup_options = cgroup::Options {
+            systemd: self.options.systemd_cgroup,
+        };
+        let cgroup = Cgroup::create(&self.spec, &self.id, &cgroup_options).context(CREATE)?;
+        let cgroup = self.cgroup.insert(cgroup);
+        let init = plan_init(
+            &self.spec,
+            InitParams {
+                id: &self.id,
+                bundle: &self.bundle,
+                stdio: streams,
+                cgroup,
+                no_pivot_root: self.options.no_pivot_root,
+                no_new_keyring: self.options.no_new_keyring,
+                cache: None,
+            },
+        )
+        .context(CREATE)?;
+        for warning in &init.warnings {
+            log::warning!("container {}: {warning}", self.id);
+        }
+        let child = Child::spawn(&shim.reaper, &init.plan).context(CREATE)?;
+        drop(init);
+        let child = self.child.insert(child);
+        bundle::write_pid(&self.bundle, "", child.pidfd.pid())?;
+        loop {
+            match child.settle().await.context(CREATE)? {
+                Status::Ready => break,
+                Status::Rendezvous(HOOKS) => {
+                    run_create_hooks(shim, &self.spec, &self.id, &self.bundle, child)
+                        .await
+                        .context(CREATE)?;
+                    child.proceed().context(CREATE)?;
+                }
+                Status::Failed(failure) => return Err(failed(failure).context(CREATE)),
+                other => {
+                    return Err(Error::unknown(format!(
+                        "{CREATE}: unexpected news {other:?}"
+                    )));
+                }
+            }
+        }
+        for warning in child.take_warnings() {
+            log::warning!("container {}: {warning}", self.id);
+        }
+        if let Some(console) = child.take_console() {
+            io.attach_console(console)
+                .context("failed to start console copy")?;
+        }
+        Ok(())
+    }
+
+    fn spec_console(&self) -> (u16, u16) {
+        console_size(self.spec.process.as_ref())
+    }
+
+    /// Takes everything apart again; goes on over errors.
+    async fn undo(self, shim: &Shim) {
+        if let Some(child) = &self.child {
+            child.destroy(&shim.reaper).await;
+        }
+        let mut problems: Vec<Error> = Vec::new();
+        if let Some(cgroup) = &self.cgroup {
+            problems.extend(remove_cgroup(cgroup).await.err());
+        }
+        if let Some(io) = &self.io {
+            io.close(&shim.reaper).await;
+        }
+        if self.child.is_some() {
+            run_poststop(shim, &self.id, &self.bundle).await;
+        }
+        let unmounted = rootfs::unmount(&self.bundle.join("rootfs"));
+        problems.extend(unmounted.context("unmount rootfs").err());
+        for problem in problems {
+            log::warning!("undo create of {}: {problem}", self.id);
+        }
+    }
+
+    fn finish(self, stdio: Stdio) -> Result<Rc<Container>> {
+        let (Some(cgroup), Some(child)) = (self.cgroup, self.child) else {
+            return Err(Error::unknown(format!("{CREATE}: nothing was created")));
+        };
+        let init = Process::new(String::new(), stdio);
+        // A fresh cell takes its first value.
+        let _ = init.pidfd.set(child.pidfd.clone());
+        *init.child.borrow_mut() = Some(child);
+        *init.io.borrow_mut() = self.io;
+        let private_pids = self
+            .spec
+            .linux
+            .namespaces
+            .iter()
+            .any(|ns| ns.kind == "pid" && ns.path.is_empty());
+        Ok(Rc::new(Container {
+            id: self.id,
+            bundle: self.bundle,
+            options: self.options,
+            cgroup,
+            private_pids,
+            init: Rc::new(init),
+            execs: RefCell::default(),
+            init_gone: Default::default(),
+            live_execs: Default::default(),
+            exec_ended: Default::default(),
+            oom: oom::Seen::default(),
+            oom_watch: RefCell::default(),
+        }))
+    }
+}
+
+/// rows, columns
+pub(crate) fn console_size(process: Option<&corten_oci::Process>) -> (u16, u16) {
+    let size = process.and_then(|p| p.console_size.as_ref());
+    let cut = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    size.map_or((0, 0), |s| (cut(s.height), cut(s.width)))
+}
+
+async fn run_create_hooks(
+    shim: &Shim,
+    spec: &Spec,
+    id: &str,
+    bundle: &Path,
+    child: &Child,
+) -> Result<()> {
+    let subject = Subject {
+        spec,
+        id,
+        bundle,
+        pid: child.pidfd.pid(),
+        status: "creating",
+    };
+    let reaper = &shim.reaper;
+    let inside = Some(child.pidfd.as_fd());
+    hooks::run(reaper, subject, "prestart", &spec.hooks.prestart, None).await?;
+    hooks::run(
+        reaper,
+        subject,
+        "createRuntime",
+        &spec.hooks.create_runtime,
+        None,
+    )
+    .await?;
+    let last = &spec.hooks.create_container;
+    hooks::run(reaper, subject, "createContainer", last, inside).await
+}

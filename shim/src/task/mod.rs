@@ -1,0 +1,158 @@
+//! Owns the containers of this shim: who exists, who is being made, and when the shim may go.
+
+pub(crate) mod exec;
+pub(crate) mod exit;
+pub(crate) mod init;
+pub(crate) mod launch;
+pub(crate) mod process;
+pub(crate) mod state;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use corten_oci::Cgroup;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::oom;
+use crate::options::Options;
+use crate::reaper::Reaper;
+use process::Process;
+use state::State;
+
+/// Everything the shim knows. One thread, no locks; no borrow lives across an await.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    pub(crate) namespace: String,
+    pub(crate) events: Rc<Events>,
+    pub(crate) reaper: Rc<Reaper>,
+    /// Notified when the shim is to end.
+    pub(crate) done: Notify,
+    containers: RefCell<BTreeMap<String, Rc<Container>>>,
+    /// Ids whose Create is under way: invisible to every other call, but theirs.
+    creating: RefCell<BTreeSet<String>>,
+}
+
+/// One container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) cgroup: Cgroup,
+    /// Killing init kills everything: it is pid 1 of a namespace of its own.
+    pub(crate) private_pids: bool,
+    pub(crate) init: Rc<Process>,
+    pub(crate) execs: RefCell<BTreeMap<String, Rc<Process>>>,
+    /// init is gone, though its exit may still be held back for the execs.
+    pub(crate) init_gone: Cell<bool>,
+    /// Execs being started or running, and word of each that ends.
+    pub(crate) live_execs: Cell<usize>,
+    pub(crate) exec_ended: Notify,
+    pub(crate) oom: oom::Seen,
+    pub(crate) oom_watch: RefCell<Option<AbortHandle>>,
+}
+
+/// Keeps an id reserved while its Create runs.
+#[derive(Debug)]
+pub(crate) struct Reservation<'a> {
+    shim: &'a Shim,
+    id: &'a str,
+}
+
+// === impl Shim ===
+
+impl Shim {
+    pub(crate) fn new(namespace: &str, events: Rc<Events>) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            events,
+            reaper: Rc::default(),
+            done: Notify::new(),
+            containers: RefCell::default(),
+            creating: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Rc<Container>> {
+        self.containers
+            .borrow()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::not_found("container not created"))
+    }
+
+    /// A process of a container: init for an empty `exec`.
+    pub(crate) fn process(&self, id: &str, exec: &str) -> Result<(Rc<Container>, Rc<Process>)> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        Ok((container, process))
+    }
+
+    pub(crate) fn reserve<'a>(&'a self, id: &'a str) -> Result<Reservation<'a>> {
+        let taken = self.containers.borrow().contains_key(id);
+        if taken || !self.creating.borrow_mut().insert(id.to_owned()) {
+            return Err(Error::exists(format!("container {id}")));
+        }
+        Ok(Reservation { shim: self, id })
+    }
+
+    pub(crate) fn add(&self, container: &Rc<Container>) {
+        self.containers
+            .borrow_mut()
+            .insert(container.id.clone(), container.clone());
+    }
+
+    pub(crate) fn remove(&self, id: &str) {
+        self.containers.borrow_mut().remove(id);
+    }
+
+    /// No container, and none on its way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
+    }
+}
+
+// === impl Container ===
+
+impl Container {
+    pub(crate) fn process(&self, exec: &str) -> Result<Rc<Process>> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        self.execs
+            .borrow()
+            .get(exec)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("process does not exist {exec}")))
+    }
+
+    /// An exec shows as paused while its container is.
+    pub(crate) fn shown_state(&self, process: &Process) -> State {
+        match (process.state.get(), self.init.state.get()) {
+            (State::Running, State::Paused) => State::Paused,
+            (state, _) => state,
+        }
+    }
+
+    pub(crate) fn exec_started(&self) {
+        self.live_execs.set(self.live_execs.get() + 1);
+    }
+
+    pub(crate) fn exec_gone(&self) {
+        self.live_execs.set(self.live_execs.get() - 1);
+        self.exec_ended.notify_waiters();
+    }
+}
+
+// === impl Reservation ===
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.shim.creating.borrow_mut().remove(self.id);
+    }
+}

@@ -13,17 +13,18 @@ pub(crate) struct Shared {
 /// All of them, in the order in which they start where dependencies leave a choice.
 pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
     vec![
-        corten_content::local::registration(),
+        corten_content::registration(),
         corten_events::exchange::registration(),
         corten_snapshots::overlayfs::registration(),
         corten_snapshots::native::registration(),
         corten_metadata::bolt::registration(),
-        corten_metadata::leases::registration(),
+        corten_metadata::manager::registration(),
         corten_metadata::scheduler::registration(),
-        corten_metadata::sandboxes::registration(),
-        corten_diff::walking::registration(),
+        corten_metadata::local::registration(),
+        corten_diff::registration(),
         corten_transfer::streaming::registration(),
         corten_transfer::local::registration(),
+        corten_runtime::manager::registration(),
         corten_runtime::task::registration(),
         corten_services::containers::registration(),
         corten_services::content::registration(),

@@ -14,7 +14,7 @@ const CRI_RUNTIME: &str = "io.containerd.cri.v1.runtime";
 const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 
 /// Short plugin names of version 1.
-const SHORT_NAMES: [(&str, &str); 15] = [
+const SHORT_NAMES: [(&str, &str); 16] = [
     ("cri", CRI),
     ("cgroups", "io.containerd.monitor.v1.cgroups"),
     ("linux", "io.containerd.runtime.v1.linux"),

@@ -1,0 +1,184 @@
+//! The store alone: overlay, batches, refusals.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn store(root: &tempfile::TempDir) -> Store {
+    Store::open(&root.path().join("meta.redb"), Options::default()).unwrap()
+}
+
+fn dump(from: &dyn Read, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut out = Vec::new();
+    from.scan(prefix, &mut |k, v| {
+        out.push((k.to_vec(), v.to_vec()));
+        Ok(true)
+    })
+    .unwrap();
+    out
+}
+
+#[tokio::test]
+async fn failed_and_panicking_mutations_leave_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let s = store(&root);
+    s.write(|t| t.put(b"a", b"1")).await.unwrap();
+    let e = s
+        .write(|t| {
+            t.put(b"b", b"2")?;
+            t.delete(b"a")?;
+            Err::<(), _>(Error::precondition("no"))
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(e.kind(), Kind::FailedPrecondition);
+    let e = s
+        .write(|t| -> Result<()> {
+            t.put(b"c", b"3")?;
+            panic!("a bug in a mutation")
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(e.kind(), Kind::Internal);
+    let ((), changed) = s.write(|t| t.put(b"a", b"1")).await.unwrap();
+    assert!(!changed, "the same value is no change");
+    assert_eq!(
+        s.read(|r| Ok(dump(r, b""))).unwrap(),
+        [(b"a".to_vec(), b"1".to_vec())]
+    );
+    let stopped = s
+        .read(|r| {
+            let mut n = 0;
+            r.scan(b"", &mut |_, _| {
+                n += 1;
+                Ok(false)
+            })?;
+            Ok(n)
+        })
+        .unwrap();
+    assert_eq!(stopped, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_see_what_was_when_they_began_and_hold_up_nobody() {
+    let root = tempfile::tempdir().unwrap();
+    let s = Arc::new(store(&root));
+    s.write(|t| t.put(b"a", b"1")).await.unwrap();
+    let (begun, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let (begun, go) = (Arc::new((begun, go)), s.clone());
+    let gates = begun.clone();
+    let reader = tokio::task::spawn_blocking(move || {
+        go.read(|r| {
+            gates.0.wait();
+            gates.1.wait();
+            r.get(b"a")
+        })
+    });
+    tokio::task::block_in_place(|| begun.0.wait());
+    s.write(|t| t.put(b"a", b"2")).await.unwrap();
+    tokio::task::block_in_place(|| begun.1.wait());
+    assert_eq!(reader.await.unwrap().unwrap().unwrap(), b"1");
+    assert_eq!(s.read(|r| r.get(b"a")).unwrap().unwrap(), b"2");
+}
+
+#[tokio::test]
+async fn a_later_schema_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("meta.redb");
+    drop(store(&root));
+    {
+        let db = redb::Database::create(&path).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(META)
+            .unwrap()
+            .insert("schema", SCHEMA + 1)
+            .unwrap();
+        txn.commit().unwrap();
+    }
+    let e = Store::open(&path, Options::default()).unwrap_err();
+    assert_eq!(e.kind(), Kind::FailedPrecondition);
+    assert!(e.to_string().contains("schema 2"), "{e}");
+}
+
+#[tokio::test]
+async fn no_sync_is_on_disk_after_a_clean_stop() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("meta.redb");
+    let s = Store::open(&path, Options { no_sync: true }).unwrap();
+    for n in 0..100u8 {
+        s.write(move |t| t.put(&[n], b"x")).await.unwrap();
+    }
+    drop(s);
+    assert_eq!(store(&root).read(|r| Ok(dump(r, b"").len())).unwrap(), 100);
+}
+
+#[test]
+fn nobody_else_may_read_the_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    drop(store(&root));
+    let mode = std::fs::metadata(root.path().join("meta.redb"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// A map as the base of an overlay.
+struct Map(BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl Read for Map {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.get(key).cloned())
+    }
+    fn scan(
+        &self,
+        prefix: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        for (k, v) in self
+            .0
+            .range(prefix.to_vec()..)
+            .take_while(|(k, _)| k.starts_with(prefix))
+        {
+            if !visit(k, v)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn an_overlay_reads_like_a_map_with_the_writes_in_it(
+        base in proptest::collection::btree_map("[ab]{0,3}", "[xy]", 0..8),
+        ops in proptest::collection::vec(("[ab]{0,3}", proptest::option::of("[xy]")), 0..12),
+        prefix in "[ab]{0,2}",
+    ) {
+        let mut want: BTreeMap<Vec<u8>, Vec<u8>> =
+            base.into_iter().map(|(k, v)| (k.into_bytes(), v.into_bytes())).collect();
+        let under = Map(want.clone());
+        let mut txn = Txn::new(&under);
+        for (k, v) in ops {
+            match v {
+                Some(v) => {
+                    txn.put(k.as_bytes(), v.as_bytes()).unwrap();
+                    want.insert(k.into_bytes(), v.into_bytes());
+                }
+                None => {
+                    let there = txn.delete(k.as_bytes()).unwrap();
+                    prop_assert_eq!(there, want.remove(k.as_bytes()).is_some());
+                }
+            }
+        }
+        let below: Vec<_> = want
+            .iter()
+            .filter(|(k, _)| k.starts_with(prefix.as_bytes()))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        prop_assert_eq!(dump(&txn, prefix.as_bytes()), below);
+    }
+}

@@ -1,0 +1,10 @@
+//! The plugin as a whole, over backends in memory.
+
+mod content;
+mod crash;
+mod fakes;
+mod gc;
+mod load;
+mod model;
+mod records;
+mod snapshots;

@@ -11,6 +11,8 @@ use std::ffi::CStr;
 use std::os::fd::RawFd;
 
 const PATH_MAX: usize = 4096;
+/// Links to nothing that are followed by making what they name.
+const LINKS_MAX: u32 = 10;
 const IN_ROOT: u64 = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
 const PROC_MAGIC: i64 = 0x9fa0;
 const DEVPTS_MAGIC: i64 = 0x1cd1;
@@ -51,6 +53,36 @@ impl PathBuf {
             *to = *from;
         }
         if let Some(end) = self.bytes.get_mut(part.len()) {
+            *end = 0;
+        }
+        CStr::from_bytes_until_nul(&self.bytes).map_err(|_| Errno(libc::EINVAL))
+    }
+
+    /// Path that a link at `name` below `dir` leads to, followed by `tail`, as seen from the root.
+    fn redirect(&mut self, parent: RawFd, dir: &[u8], name: &CStr, tail: &[u8]) -> Res<&CStr> {
+        let mut link = [0u8; PATH_MAX];
+        let len = sys::readlinkat(parent, name, &mut link)?;
+        let link = link.get(..len).unwrap_or(&[]);
+        let dir = if link.first() == Some(&b'/') {
+            &[][..]
+        } else {
+            dir
+        };
+        let mut at = 0;
+        for part in [dir, b"/", link, b"/", tail] {
+            for byte in part {
+                match self.bytes.get_mut(at) {
+                    Some(place) if at < PATH_MAX => *place = *byte,
+                    _ => return Err(Errno(libc::ENAMETOOLONG)),
+                }
+                at += 1;
+            }
+        }
+        // Without a tail the last slash would make it a directory.
+        if tail.is_empty() {
+            at -= 1;
+        }
+        if let Some(end) = self.bytes.get_mut(at) {
             *end = 0;
         }
         CStr::from_bytes_until_nul(&self.bytes).map_err(|_| Errno(libc::EINVAL))
@@ -303,6 +335,10 @@ fn verify_device(fd: RawFd, major: u32, minor: u32) -> Res<()> {
 
 /// Opens the directory at `path` in `root`, making what is missing.
 fn make_dirs(root: RawFd, path: &[u8]) -> Res<RawFd> {
+    make_dirs_within(root, path, LINKS_MAX)
+}
+
+fn make_dirs_within(root: RawFd, path: &[u8], links: u32) -> Res<RawFd> {
     let mut buf = PathBuf::new();
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     let mut parent = Tmp(sys::openat2(root, c".", flags, 0, IN_ROOT)?);
@@ -312,6 +348,7 @@ fn make_dirs(root: RawFd, path: &[u8]) -> Res<RawFd> {
         let skip = rest.iter().take_while(|b| **b == b'/').count();
         let len = rest.iter().skip(skip).take_while(|b| **b != b'/').count();
         let name = rest.get(skip..skip + len).unwrap_or(&[]);
+        let dir = path.get(..end).unwrap_or(&[]);
         end += skip + len;
         if name.is_empty() {
             break;
@@ -327,7 +364,16 @@ fn make_dirs(root: RawFd, path: &[u8]) -> Res<RawFd> {
                     Err(e) => return Err(e),
                 }
                 let only = IN_ROOT | sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_XDEV;
-                Tmp(sys::openat2(parent.0, name, flags, 0, only)?)
+                match sys::openat2(parent.0, name, flags, 0, only) {
+                    // A link to nothing: what it names is made instead.
+                    Err(Errno(libc::ELOOP)) if links > 0 => {
+                        let mut aim = PathBuf::new();
+                        let tail = path.get(end..).unwrap_or(&[]);
+                        let aim = aim.redirect(parent.0, dir, name, tail)?;
+                        return make_dirs_within(root, aim.to_bytes(), links - 1);
+                    }
+                    fd => Tmp(fd?),
+                }
             }
             Err(e) => return Err(e),
         };
@@ -349,7 +395,12 @@ fn parent_of<'a>(root: RawFd, path: &'a [u8]) -> Res<(Tmp, &'a [u8])> {
 
 /// Makes an empty file, and returns an O_PATH handle of it.
 fn make_file(root: RawFd, path: &CStr) -> Res<RawFd> {
-    let (parent, name) = parent_of(root, path.to_bytes())?;
+    make_file_within(root, path.to_bytes(), LINKS_MAX)
+}
+
+fn make_file_within(root: RawFd, path: &[u8], links: u32) -> Res<RawFd> {
+    let (parent, name) = parent_of(root, path)?;
+    let dir = path.get(..path.len() - name.len()).unwrap_or(&[]);
     let mut buf = PathBuf::new();
     let name = buf.set(name)?;
     let only = IN_ROOT | sys::RESOLVE_NO_SYMLINKS;
@@ -359,7 +410,15 @@ fn make_file(root: RawFd, path: &CStr) -> Res<RawFd> {
         Err(Errno(libc::EEXIST)) => {}
         Err(e) => return Err(e),
     }
-    sys::openat2(parent.0, name, libc::O_PATH, 0, only)
+    match sys::openat2(parent.0, name, libc::O_PATH, 0, only) {
+        // A link to nothing, such as /etc/resolv.conf in many images: the file it names is made.
+        Err(Errno(libc::ELOOP)) if links > 0 => {
+            let mut aim = PathBuf::new();
+            let aim = aim.redirect(parent.0, dir, name, &[])?;
+            make_file_within(root, aim.to_bytes(), links - 1)
+        }
+        fd => fd,
+    }
 }
 
 fn mknod(root: RawFd, node: &Node) -> Res<()> {

@@ -288,6 +288,10 @@ pub(crate) fn symlinkat(target: &CStr, dir: RawFd, path: &CStr) -> Res<()> {
     refs!(libc::SYS_symlinkat, p(target), fd(dir), p(path)).map(drop)
 }
 
+pub(crate) fn readlinkat(dir: RawFd, path: &CStr, buf: &mut [u8]) -> Res<usize> {
+    refs!(libc::SYS_readlinkat, fd(dir), p(path), pm(buf), buf.len())
+}
+
 /// Owner of the object behind an O_PATH descriptor.
 pub(crate) fn chown(raw: RawFd, uid: u32, gid: u32) -> Res<()> {
     let flags = libc::AT_EMPTY_PATH as usize;

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-pub fn skip(what: &str, why: &str) {
+pub(crate) fn skip(what: &str, why: &str) {
     println!("  skipped {what}: {why}");
 }
 
 /// A spec like containerd's default one, running a shell script.
-pub fn spec(script: &str) -> Value {
+pub(crate) fn spec(script: &str) -> Value {
     let caps = json!([
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
@@ -87,22 +87,22 @@ fn rootfs(root: &Path) {
 
 /// What a start led to.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Ready(Parked, Vec<String>),
     Failed(Failure),
 }
 
 /// What a finished container left.
 #[derive(Debug)]
-pub struct Output {
-    pub code: u32,
-    pub stdout: String,
-    pub stderr: String,
-    pub warnings: Vec<String>,
+pub(crate) struct Output {
+    pub(crate) code: u32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) warnings: Vec<String>,
 }
 
-pub struct Container {
-    pub cgroup: Cgroup,
+pub(crate) struct Container {
+    pub(crate) cgroup: Cgroup,
     id: String,
     spec: Spec,
     bundle: tempfile::TempDir,
@@ -110,16 +110,16 @@ pub struct Container {
     no_pivot: bool,
 }
 
-pub fn output(spec: Value) -> Output {
+pub(crate) fn output(spec: Value) -> Output {
     Container::new(spec).finish()
 }
 
 impl Container {
-    pub fn new(spec: Value) -> Self {
+    pub(crate) fn new(spec: Value) -> Self {
         Self::prepared(spec, |_| {})
     }
 
-    pub fn prepared(mut spec: Value, prepare: impl FnOnce(&Path)) -> Self {
+    pub(crate) fn prepared(mut spec: Value, prepare: impl FnOnce(&Path)) -> Self {
         let bundle = tempfile::Builder::new()
             .prefix("corten")
             .tempdir()
@@ -150,7 +150,7 @@ impl Container {
         }
     }
 
-    pub fn no_pivot(mut self) -> Self {
+    pub(crate) fn no_pivot(mut self) -> Self {
         self.no_pivot = true;
         self
     }
@@ -179,11 +179,11 @@ impl Container {
         )
     }
 
-    pub fn plan(&self) -> corten_oci::Result<InitPlan> {
+    pub(crate) fn plan(&self) -> corten_oci::Result<InitPlan> {
         self.plan_with(self.stdio())
     }
 
-    pub fn start(&self) -> Outcome {
+    pub(crate) fn start(&self) -> Outcome {
         self.start_with(self.stdio())
     }
 
@@ -239,7 +239,7 @@ impl Container {
         }
     }
 
-    pub fn running(&mut self) -> Parked {
+    pub(crate) fn running(&mut self) -> Parked {
         match self.start() {
             Outcome::Ready(mut p, _) => {
                 p.open_gate().expect("gate");
@@ -250,11 +250,11 @@ impl Container {
         }
     }
 
-    pub fn with_hooks(self) -> Output {
+    pub(crate) fn with_hooks(self) -> Output {
         self.finish()
     }
 
-    pub fn finish(mut self) -> Output {
+    pub(crate) fn finish(mut self) -> Output {
         match self.start() {
             Outcome::Ready(mut p, warnings) => {
                 p.open_gate().expect("gate");
@@ -276,7 +276,7 @@ impl Container {
         }
     }
 
-    pub fn terminal(mut self, stdio: Stdio) -> String {
+    pub(crate) fn terminal(mut self, stdio: Stdio) -> String {
         let Outcome::Ready(mut p, _) = self.start_with(stdio) else {
             panic!("not ready")
         };
@@ -292,7 +292,7 @@ impl Container {
     }
 
     /// cgroup, plan, create, start, exit, delete.
-    pub fn timed(mut self) -> [Duration; 4] {
+    pub(crate) fn timed(mut self) -> [Duration; 4] {
         self.cgroup.delete().expect("delete");
         let begin = Instant::now();
         self.cgroup = Cgroup::create(&self.spec, &self.id, &Default::default()).expect("cgroup");
@@ -318,7 +318,7 @@ impl Container {
         })
     }
 
-    pub fn clean(&mut self) {
+    pub(crate) fn clean(&mut self) {
         let until = Instant::now() + Duration::from_secs(5);
         while !self.cgroup.delete().expect("delete") {
             assert!(
@@ -360,7 +360,7 @@ fn exec_plan(
     plan_exec(&c.spec, &process, params).expect("plan")
 }
 
-pub fn exec_with(
+pub(crate) fn exec_with(
     c: &Container,
     p: &Parked,
     script: &str,
@@ -391,7 +391,7 @@ pub fn exec_with(
     (code, out, err)
 }
 
-pub fn exec_failure(c: &Container, p: &Parked, change: impl FnOnce(&mut Value)) -> Failure {
+pub(crate) fn exec_failure(c: &Container, p: &Parked, change: impl FnOnce(&mut Value)) -> Failure {
     let plan = exec_plan(c, p, "true", change, Stdio::Null);
     let mut child = spawn(&plan.plan).expect("spawn");
     let status = child.wait_status().expect("status");
@@ -402,11 +402,11 @@ pub fn exec_failure(c: &Container, p: &Parked, change: impl FnOnce(&mut Value)) 
     failure
 }
 
-pub mod check {
+pub(crate) mod check {
     use super::*;
 
     /// Waits for the exit and reaps.
-    pub fn exit(p: &mut Parked) -> u32 {
+    pub(crate) fn exit(p: &mut Parked) -> u32 {
         let mut fds = [rustix::event::PollFd::from_borrowed_fd(
             p.pidfd(),
             rustix::event::PollFlags::IN,
@@ -429,13 +429,13 @@ pub mod check {
 
 /// Mounts and cgroups of this process before and after.
 #[derive(Debug, PartialEq)]
-pub struct Leaks {
+pub(crate) struct Leaks {
     mounts: usize,
     fds: usize,
 }
 
 impl Leaks {
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")
             .expect("mountinfo")
             .lines()
@@ -446,7 +446,7 @@ impl Leaks {
         }
     }
 
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         assert_eq!(*self, Self::now(), "mounts or descriptors leak");
         for dir in ["cpu", "memory", "pids", "devices", "unified", ""] {
             let base = Path::new("/sys/fs/cgroup").join(dir).join("corten-test");
@@ -466,7 +466,7 @@ impl Leaks {
     }
 }
 
-pub fn report(times: &[[Duration; 4]]) {
+pub(crate) fn report(times: &[[Duration; 4]]) {
     let median = |n: usize| {
         let mut list: Vec<Duration> = times.iter().map(|t| t[n]).collect();
         list.sort();

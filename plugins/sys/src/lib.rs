@@ -3,6 +3,7 @@
 //!
 //! Everything here blocks. Async callers go through [`blocking`].
 
+pub mod copy;
 pub mod fifo;
 pub mod idmap;
 pub mod mount;

@@ -1,8 +1,8 @@
 //! The layout of the store: one ordered map, its keys and how records are read and written.
 //!
-//! A key is a tag byte (the kind of record) and components that each end in a zero byte; a zero inside a component is
-//! written `00 ff`, which no component can begin with. So a key of fewer components is the prefix of exactly the
-//! records below it, and order is by component.
+//! A key is a tag byte (the kind of record) and components that each end in a zero byte; the bytes 0 and 1 inside a
+//! component are written `01 01` and `01 02`. So a key of fewer components is the prefix of exactly the records below
+//! it, and order is by component.
 //!
 //! ```text
 //! N ns                          namespaces.v1.Namespace
@@ -34,6 +34,8 @@ pub(crate) const INGESTS: u8 = b'G';
 pub(crate) const SNAPSHOTS: u8 = b'S';
 pub(crate) const CHILDREN: u8 = b'K';
 const SEQUENCE: &[u8] = b"Q";
+/// Before a byte that has a meaning of its own.
+const ESCAPE: u8 = 1;
 
 /// The key of a record, or the prefix of all that have these first components.
 pub(crate) fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
@@ -41,9 +43,10 @@ pub(crate) fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
     out.push(tag);
     for part in parts {
         for byte in part.bytes() {
-            out.push(byte);
-            if byte == 0 {
-                out.push(0xff);
+            if byte > ESCAPE {
+                out.push(byte);
+            } else {
+                out.extend([ESCAPE, byte + 1]);
             }
         }
         out.push(0);
@@ -55,16 +58,16 @@ pub(crate) fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
 pub(crate) fn parts(key: &[u8]) -> Result<Vec<String>> {
     let mut out = Vec::new();
     let mut part = Vec::new();
-    let mut bytes = key.iter().skip(1).copied().peekable();
+    let mut bytes = key.iter().skip(1).copied();
     while let Some(byte) = bytes.next() {
-        if byte != 0 {
-            part.push(byte);
-        } else if bytes.next_if_eq(&0xff).is_some() {
-            part.push(0);
-        } else {
-            let text = String::from_utf8(std::mem::take(&mut part))
-                .map_err(|_| Error::internal("metadata key is not text"))?;
-            out.push(text);
+        match byte {
+            0 => {
+                let text = String::from_utf8(std::mem::take(&mut part))
+                    .map_err(|_| Error::internal("metadata key is not text"))?;
+                out.push(text);
+            }
+            ESCAPE => part.push(bytes.next().unwrap_or_default().saturating_sub(1)),
+            _ => part.push(byte),
         }
     }
     Ok(out)
@@ -159,7 +162,7 @@ mod tests {
     proptest! {
         #[test]
         fn keys_give_their_parts_back_and_prefixes_hold_exactly_what_is_below(
-            a in "[a-c\0/]{0,4}", b in "[a-c\0]{0,4}", c in "[a-c\0]{0,4}",
+            a in "[a-c\0\x01/]{0,4}", b in "[a-c\0\x01]{0,4}", c in "[a-c\0\x01]{0,4}",
         ) {
             let whole = key(IMAGES, &[&a, &b]);
             prop_assert_eq!(parts(&whole).unwrap(), vec![a.clone(), b.clone()]);

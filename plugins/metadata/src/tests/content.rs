@@ -1,7 +1,7 @@
 //! Content of several namespaces over one backend.
 
 use bytes::Bytes;
-use corten_core::content::{Content, Info, WriterOptions, read_blob};
+use corten_core::content::{Info, WriterOptions, read_blob};
 use corten_core::filter::Filter;
 use corten_core::protos::any;
 use corten_core::protos::containerd::events::ContentCreate;

@@ -66,18 +66,17 @@ impl World {
     /// Brings a blob in.
     pub(super) async fn blob(&self, scope: &Scope, data: &[u8], labels: &[(&str, &str)]) -> Digest {
         let digest = Digest::sha256(data);
-        let target = descriptor(data);
-        content::write_blob(
-            &*self.md().content(),
-            scope,
-            &format!("ref-{digest}"),
-            &target,
-            Bytes::copy_from_slice(data),
-            map(labels),
-        )
-        .await
-        .unwrap();
-        digest
+        let (target, store) = (descriptor(data), self.md().content());
+        let name = format!("ref-{digest}");
+        loop {
+            let data = Bytes::copy_from_slice(data);
+            match content::write_blob(&*store, scope, &name, &target, data, map(labels)).await {
+                Ok(()) => return digest,
+                // Another one writes it: clients wait and ask again.
+                Err(e) if e.kind() == Kind::Unavailable => tokio::task::yield_now().await,
+                Err(e) => panic!("{e}"),
+            }
+        }
     }
 
     pub(super) async fn image(&self, scope: &Scope, name: &str, data: &[u8], l: &[(&str, &str)]) {

@@ -24,11 +24,9 @@ async fn snapshot(w: &World, s: &Scope, name: &str, parent: &str, labels: &[(&st
 }
 
 async fn snapshots(w: &World, s: &Scope) -> Vec<String> {
-    let all = w
-        .md()
-        .snapshots()
-        .list(&s.namespace, "mem", &corten_core::filter::Filter::all());
-    all.await.unwrap().into_iter().map(|i| i.name).collect()
+    let (sn, all) = (w.md().snapshots(), corten_core::filter::Filter::all());
+    let found = sn.list(&s.namespace, "mem", &all).await.unwrap();
+    found.into_iter().map(|i| i.name).collect()
 }
 
 fn digest(data: &[u8]) -> String {

@@ -185,38 +185,28 @@ impl Import<'_> {
         Ok(())
     }
 
-    // Writes a stream of unknown digest as a blob.
-    fn ingest(
-        &self,
-        name: &str,
-        mut source: &mut dyn Read,
-        labels: Labels,
-    ) -> Result<(Digest, u64)> {
-        self.runtime.block_on(async {
-            let options = WriterOptions {
-                r#ref: name.to_owned(),
-                ..WriterOptions::default()
-            };
-            let mut writer = self.content.writer(self.scope, options).await?;
-            if writer.status().offset > 0 {
-                writer.truncate(0).await?;
+    // Writes a stream of unknown digest as a blob. The source is read outside of the runtime: it may block.
+    fn ingest(&self, name: &str, mut source: impl Read, labels: Labels) -> Result<(Digest, u64)> {
+        let options = WriterOptions { r#ref: name.to_owned(), ..WriterOptions::default() };
+        let mut writer = self.runtime.block_on(self.content.writer(self.scope, options))?;
+        if writer.status().offset > 0 {
+            self.runtime.block_on(writer.truncate(0))?;
+        }
+        let mut size = 0;
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            let n = source.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
+            if n == 0 {
+                break;
             }
-            let mut size = 0;
-            loop {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                let n = (&mut source).take(CHUNK as u64).read_to_end(&mut chunk)?;
-                if n == 0 {
-                    break;
-                }
-                size += n as u64;
-                writer.write(Bytes::from(chunk)).await?;
-            }
-            let digest = writer.digest();
-            match writer.commit(size, Some(digest.clone()), labels).await {
-                Err(e) if e.kind() != Kind::AlreadyExists => Err(e),
-                _ => Ok((digest, size)),
-            }
-        })
+            size += n as u64;
+            self.runtime.block_on(writer.write(Bytes::from(chunk)))?;
+        }
+        let digest = writer.digest();
+        match self.runtime.block_on(writer.commit(size, Some(digest.clone()), labels)) {
+            Err(e) if e.kind() != Kind::AlreadyExists => Err(e),
+            _ => Ok((digest, size)),
+        }
     }
 
     fn put_json(&self, document: &impl serde::Serialize, media_type: &str) -> Result<Desc> {

@@ -62,7 +62,7 @@ pub(crate) fn spec(script: &str) -> Value {
 }
 
 fn rootfs(root: &Path) {
-    for dir in ["bin", "etc", "tmp", "root"] {
+    for dir in ["bin", "etc", "tmp", "root", "proc", "sys", "dev"] {
         std::fs::create_dir_all(root.join(dir)).expect("mkdir");
     }
     std::fs::set_permissions(root.join("tmp"), PermissionsExt::from_mode(0o1777)).expect("chmod");
@@ -292,21 +292,24 @@ impl Container {
     }
 
     /// cgroup, plan, create, start, exit, delete.
-    pub(crate) fn timed(mut self) -> [Duration; 4] {
+    pub(crate) fn timed(mut self) -> [Duration; 6] {
         self.cgroup.delete().expect("delete");
         let begin = Instant::now();
         self.cgroup = Cgroup::create(&self.spec, &self.id, &Default::default()).expect("cgroup");
         let made = begin.elapsed();
-        let Outcome::Ready(mut p, _) = self.start_with(Stdio::Null) else {
-            panic!("not ready")
-        };
+        let init = self.plan_with(Stdio::Null).expect("plan");
+        let planned = begin.elapsed();
+        let mut p = spawn(&init.plan).expect("spawn");
+        drop(init);
+        let cloned = begin.elapsed();
+        assert_eq!(p.wait_status().expect("status"), Status::Ready);
         let ready = begin.elapsed();
         p.open_gate().expect("gate");
         assert_eq!(p.wait_status().expect("status"), Status::Running);
         assert_eq!(check::exit(&mut p), 0);
         let ended = begin.elapsed();
         assert!(self.cgroup.delete().expect("delete"));
-        [made, ready, ended, begin.elapsed()]
+        [made, planned, cloned, ready, ended, begin.elapsed()]
     }
 
     fn read(&mut self) -> [String; 2] {
@@ -436,10 +439,8 @@ pub(crate) struct Leaks {
 
 impl Leaks {
     pub(crate) fn now() -> Self {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")
-            .expect("mountinfo")
-            .lines()
-            .count();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let mounts = mounts.lines().filter(|l| l.contains("/tmp/corten")).count();
         Self {
             mounts,
             fds: std::fs::read_dir("/proc/self/fd").expect("fds").count(),
@@ -466,17 +467,19 @@ impl Leaks {
     }
 }
 
-pub(crate) fn report(times: &[[Duration; 4]]) {
+pub(crate) fn report(name: &str, times: &[[Duration; 6]]) {
     let median = |n: usize| {
         let mut list: Vec<Duration> = times.iter().map(|t| t[n]).collect();
         list.sort();
-        list[list.len() / 2]
+        list[list.len() / 4]
     };
     println!(
-        "  medians: cgroup {:?}, created {:?}, exited {:?}, deleted {:?}",
+        "  {name}, lower quartiles: cgroup {:?}, planned {:?}, cloned {:?}, created {:?}, exited {:?}, deleted {:?}",
         median(0),
         median(1),
         median(2),
-        median(3)
+        median(3),
+        median(4),
+        median(5)
     );
 }

@@ -55,7 +55,10 @@ struct DocumentAny {
     value: String,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if"
+)]
 fn is_zero(n: &i32) -> bool {
     *n == 0
 }
@@ -84,7 +87,10 @@ fn parse_text(answer: &[u8]) -> Result<BootstrapResult> {
         return d.try_into();
     }
     if text.is_empty() || text.contains('\n') {
-        return Err(Error::new(Kind::Unknown, format!("shim answered {text:?}, not its address")));
+        return Err(Error::new(
+            Kind::Unknown,
+            format!("shim answered {text:?}, not its address"),
+        ));
     }
     Ok(BootstrapResult {
         version: 2,
@@ -102,9 +108,14 @@ impl TryFrom<Document> for BootstrapResult {
                 let value = STANDARD
                     .decode(&v.value)
                     .map_err(|e| Error::new(Kind::Unknown, format!("decode extension: {e}")))?;
-                Ok::<_, Error>(Any { type_url: v.type_url, value })
+                Ok::<_, Error>(Any {
+                    type_url: v.type_url,
+                    value,
+                })
             });
-            Ok::<_, Error>(Extension { value: value.transpose()? })
+            Ok::<_, Error>(Extension {
+                value: value.transpose()?,
+            })
         };
         Ok(Self {
             version: d.version,
@@ -112,7 +123,11 @@ impl TryFrom<Document> for BootstrapResult {
             protocol: d.protocol,
             capabilities: d.capabilities,
             metadata: d.metadata.into_iter().collect(),
-            extensions: d.extensions.into_iter().map(extension).collect::<Result<_>>()?,
+            extensions: d
+                .extensions
+                .into_iter()
+                .map(extension)
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -124,7 +139,11 @@ impl From<&BootstrapResult> for Document {
             address: r.address.clone(),
             protocol: r.protocol.clone(),
             capabilities: r.capabilities.clone(),
-            metadata: r.metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            metadata: r
+                .metadata
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
             extensions: r
                 .extensions
                 .iter()
@@ -151,10 +170,9 @@ pub(crate) async fn load(bundle: &Bundle) -> Result<BootstrapResult> {
     match bundle.read(FILE).await {
         Ok(data) => parse(&data).with_context(|| format!("read {FILE} of {}", bundle.id)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let address = bundle
-                .read("address")
-                .await
-                .with_context(|| format!("get socket address of bundle {}", bundle.path.display()))?;
+            let address = bundle.read("address").await.with_context(|| {
+                format!("get socket address of bundle {}", bundle.path.display())
+            })?;
             let result = parse_text(&address)?;
             save(bundle, &result).await?;
             Ok(result)
@@ -177,7 +195,10 @@ mod tests {
             capabilities: vec![0],
             metadata: [("k".to_owned(), "v".to_owned())].into_iter().collect(),
             extensions: vec![Extension {
-                value: Some(Any { type_url: "x/unknown.Type".into(), value: vec![1, 2, 255] }),
+                value: Some(Any {
+                    type_url: "x/unknown.Type".into(),
+                    value: vec![1, 2, 255],
+                }),
             }],
         }
     }
@@ -188,7 +209,10 @@ mod tests {
         let json = br#" {"version":3,"address":"unix:///a","protocol":"ttrpc"}
 "#;
         let r = parse(json).unwrap();
-        assert_eq!((r.version, r.address.as_str(), r.protocol.as_str()), (3, "unix:///a", "ttrpc"));
+        assert_eq!(
+            (r.version, r.address.as_str(), r.protocol.as_str()),
+            (3, "unix:///a", "ttrpc")
+        );
         let r = parse(b"unix:///run/s/old\n").unwrap();
         assert_eq!(
             (r.version, r.address.as_str(), r.protocol.as_str()),
@@ -202,7 +226,10 @@ mod tests {
         parse(b"panic: oh no\ngoroutine 1").unwrap_err();
         let e = parse(br#"{"version":4,"address":"unix:///a","protocol":"ttrpc"}"#).unwrap_err();
         assert_eq!(e.kind(), Kind::NotImplemented);
-        assert_eq!(e.to_string(), "unsupported shim version (4): not implemented");
+        assert_eq!(
+            e.to_string(),
+            "unsupported shim version (4): not implemented"
+        );
     }
 
     #[tokio::test]

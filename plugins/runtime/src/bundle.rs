@@ -59,12 +59,15 @@ impl Bundle {
         let (made, spec) = (bundle.clone(), spec.cloned());
         blocking(move || {
             make_parents(&made.path)?;
-            DirBuilder::new().mode(0o700).create(&made.path).map_err(|e| match e.kind() {
-                std::io::ErrorKind::AlreadyExists => {
-                    Error::already_exists(format!("task {}: bundle", made.id))
-                }
-                _ => at(e, "mkdir", &made.path),
-            })?;
+            DirBuilder::new()
+                .mode(0o700)
+                .create(&made.path)
+                .map_err(|e| match e.kind() {
+                    std::io::ErrorKind::AlreadyExists => {
+                        Error::already_exists(format!("task {}: bundle", made.id))
+                    }
+                    _ => at(e, "mkdir", &made.path),
+                })?;
             let filled = made.fill(&work, spec.as_ref());
             if filled.is_err() {
                 let _ = std::fs::remove_dir_all(&made.path);
@@ -83,7 +86,10 @@ impl Bundle {
         }
         make_parents(work)?;
         let folder = |path: &Path| {
-            DirBuilder::new().mode(0o711).create(path).map_err(|e| at(e, "mkdir", path))
+            DirBuilder::new()
+                .mode(0o711)
+                .create(path)
+                .map_err(|e| at(e, "mkdir", path))
         };
         folder(&self.rootfs())?;
         if work.symlink_metadata().is_ok() {
@@ -111,7 +117,9 @@ impl Bundle {
     /// With a user namespace, the container's root must be able to pass through the bundle to its rootfs: the
     /// folder gets the group that gid 0 is mapped to, and lets it search.
     fn open_to_mapped_group(&self, spec: &[u8]) -> Result<()> {
-        let Some(gid) = mapped_gid(spec)? else { return Ok(()) };
+        let Some(gid) = mapped_gid(spec)? else {
+            return Ok(());
+        };
         std::os::unix::fs::chown(&self.path, None, Some(gid))
             .and_then(|()| {
                 std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o710))
@@ -259,16 +267,23 @@ mod tests {
         let (root, state) = (temp.path().join("root"), temp.path().join("state"));
         let ns = Namespace::new("default").unwrap();
         let json = r#"{"ociVersion":"1.2.0",  "linux":{}}"#;
-        let b = Bundle::create(&root, &state, &ns, "c1", Some(&spec(json))).await.unwrap();
+        let b = Bundle::create(&root, &state, &ns, "c1", Some(&spec(json)))
+            .await
+            .unwrap();
         assert_eq!(b.path, state.join("default/c1"));
         assert_eq!(mode(&b.path), 0o700);
         assert_eq!(mode(&state.join("default")), 0o711);
         assert_eq!(mode(&b.rootfs()), 0o711);
         assert_eq!(mode(&root.join("default/c1")), 0o711);
-        assert_eq!(std::fs::read_link(b.path.join("work")).unwrap(), root.join("default/c1"));
+        assert_eq!(
+            std::fs::read_link(b.path.join("work")).unwrap(),
+            root.join("default/c1")
+        );
         assert_eq!(std::fs::read_to_string(b.path.join(CONFIG)).unwrap(), json);
 
-        let twice = Bundle::create(&root, &state, &ns, "c1", None).await.unwrap_err();
+        let twice = Bundle::create(&root, &state, &ns, "c1", None)
+            .await
+            .unwrap_err();
         assert_eq!(twice.kind(), Kind::AlreadyExists);
 
         b.delete().await.unwrap();
@@ -283,10 +298,14 @@ mod tests {
         let (root, state) = (temp.path().join("root"), temp.path().join("state"));
         let ns = Namespace::new("default").unwrap();
         std::fs::create_dir_all(root.join("default/c1/old")).unwrap();
-        Bundle::create(&root, &state, &ns, "c1", None).await.unwrap();
+        Bundle::create(&root, &state, &ns, "c1", None)
+            .await
+            .unwrap();
         assert!(!root.join("default/c1/old").exists());
         for bad in ["", "../x", "a/b"] {
-            let e = Bundle::create(&root, &state, &ns, bad, None).await.unwrap_err();
+            let e = Bundle::create(&root, &state, &ns, bad, None)
+                .await
+                .unwrap_err();
             assert_eq!(e.kind(), Kind::InvalidArgument, "{bad}");
         }
         let broken = Bundle::create(&root, &state, &ns, "c2", Some(&spec("{"))).await;
@@ -299,7 +318,10 @@ mod tests {
         let check = |json: &str, want| assert_eq!(mapped_gid(json.as_bytes()).unwrap(), want);
         check("{}", None);
         check(r#"{"linux":{"gidMappings":null}}"#, None);
-        check(r#"{"linux":{"gidMappings":[{"containerID":0,"hostID":0,"size":1}]}}"#, None);
+        check(
+            r#"{"linux":{"gidMappings":[{"containerID":0,"hostID":0,"size":1}]}}"#,
+            None,
+        );
         check(
             r#"{"linux":{"gidMappings":[{"containerID":5,"hostID":7,"size":1},{"containerID":0,"hostID":9,"size":1}]}}"#,
             Some(9),

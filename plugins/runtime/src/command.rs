@@ -40,11 +40,13 @@ pub(crate) struct Helper<'a> {
 impl Helper<'_> {
     /// Runs `start`; gives what it printed. The shim serves when this returns.
     pub(crate) async fn start(&self, options: Option<&Any>) -> Result<Vec<u8>> {
-        let (reader, writer) = std::io::pipe().map_err(|e| spawn_failed(self.binary, e))?;
-        let copy = writer.try_clone().map_err(|e| spawn_failed(self.binary, e))?;
+        let (reader, writer) = std::io::pipe().map_err(|e| spawn_failed(self.binary, &e))?;
+        let copy = writer
+            .try_clone()
+            .map_err(|e| spawn_failed(self.binary, &e))?;
         let mut command = self.command(None, "start");
         command.stdin(Stdio::piped()).stdout(writer).stderr(copy);
-        let mut child = command.spawn().map_err(|e| spawn_failed(self.binary, e))?;
+        let mut child = command.spawn().map_err(|e| spawn_failed(self.binary, &e))?;
         // The command holds the writing ends: as long as it lives, the pipe has no end.
         drop(command);
         let params = self.params(options).encode_to_vec();
@@ -56,10 +58,14 @@ impl Helper<'_> {
             }
         };
         let output = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))
-            .map_err(|e| spawn_failed(self.binary, e))?;
+            .map_err(|e| spawn_failed(self.binary, &e))?;
         let ((), (status, output)) = tokio::join!(feed, finish(&mut child, output));
-        let status = status.map_err(|e| spawn_failed(self.binary, e))?;
-        if status.success() { Ok(output) } else { Err(call_failed(&output, status)) }
+        let status = status.map_err(|e| spawn_failed(self.binary, &e))?;
+        if status.success() {
+            Ok(output)
+        } else {
+            Err(call_failed(&output, status))
+        }
     }
 
     /// Runs `delete`: kills what is left of the container and frees its resources.
@@ -122,7 +128,12 @@ impl Helper<'_> {
             containerd_ttrpc_address: m.ttrpc_address.clone(),
             containerd_grpc_address: m.grpc_address.clone(),
             containerd_binary: m.own_binary.to_string_lossy().into_owned(),
-            extensions: options.map(|o| Extension { value: Some(o.clone()) }).into_iter().collect(),
+            extensions: options
+                .map(|o| Extension {
+                    value: Some(o.clone()),
+                })
+                .into_iter()
+                .collect(),
             socket_dir: Some(m.socket_dir.to_string_lossy().into_owned()),
         }
     }
@@ -132,7 +143,11 @@ impl Helper<'_> {
 pub(crate) async fn info(binary: &Path, options: Option<&Any>) -> Result<RuntimeInfo> {
     let input = options.map(Message::encode_to_vec).unwrap_or_default();
     let mut command = Command::new(binary);
-    command.arg("-info").stdin(Stdio::piped()).process_group(0).kill_on_drop(true);
+    command
+        .arg("-info")
+        .stdin(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
     let (status, stdout, stderr) = run(&mut command, binary, &input).await?;
     let called = || format!("[{} -info]", binary.display());
     if !status.success() {
@@ -147,7 +162,10 @@ pub(crate) async fn info(binary: &Path, options: Option<&Any>) -> Result<Runtime
         ));
     }
     RuntimeInfo::decode(stdout.as_slice()).map_err(|e| {
-        Error::new(Kind::Unknown, format!("failed to unmarshal stdout from {}: {e}", called()))
+        Error::new(
+            Kind::Unknown,
+            format!("failed to unmarshal stdout from {}: {e}", called()),
+        )
     })
 }
 
@@ -158,7 +176,7 @@ async fn run(
     input: &[u8],
 ) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| spawn_failed(binary, e))?;
+    let mut child = command.spawn().map_err(|e| spawn_failed(binary, &e))?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
@@ -176,7 +194,7 @@ async fn run(
         }
     };
     let ((), out, err) = tokio::join!(feed, drain(stdout), err);
-    let status = child.wait().await.map_err(|e| spawn_failed(binary, e))?;
+    let status = child.wait().await.map_err(|e| spawn_failed(binary, &e))?;
     Ok((status, out, err))
 }
 
@@ -222,14 +240,21 @@ fn log_level() -> LogLevel {
     }
 }
 
-fn spawn_failed(binary: &Path, e: std::io::Error) -> Error {
-    Error::new(Kind::Unknown, format!("fork/exec {}: {e}", binary.display()))
+fn spawn_failed(binary: &Path, e: &std::io::Error) -> Error {
+    Error::new(
+        Kind::Unknown,
+        format!("fork/exec {}: {e}", binary.display()),
+    )
 }
 
 fn call_failed(output: &[u8], status: ExitStatus) -> Error {
     let output = String::from_utf8_lossy(output);
     let (output, status) = (output.trim(), exit_text(status));
-    let text = if output.is_empty() { status } else { format!("{output}: {status}") };
+    let text = if output.is_empty() {
+        status
+    } else {
+        format!("{output}: {status}")
+    };
     Error::new(Kind::Unknown, text)
 }
 

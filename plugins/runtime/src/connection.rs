@@ -19,6 +19,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 use ttrpc::r#async::transport::Socket;
 
+/// By how much a deadline told to the shim is later than the one kept here.
+const MARGIN: Duration = Duration::from_secs(1);
+
 /// How a call to a shim fails.
 #[derive(Debug)]
 pub(crate) enum CallError {
@@ -75,7 +78,13 @@ impl CallError {
     fn of(e: ttrpc::Error) -> Self {
         match e {
             ttrpc::Error::RpcStatus(s) => {
-                let kind = status::kind_of_number(s.code.value());
+                let kind = match status::kind_of_number(s.code.value()) {
+                    // Go's server says Unimplemented here; Rust's has no class of its own for it.
+                    Kind::InvalidArgument if s.message.ends_with("service does not exist") => {
+                        Kind::NotImplemented
+                    }
+                    kind => kind,
+                };
                 Self::Refused(Error::new(kind, with_words(kind, s.message)))
             }
             ttrpc::Error::Others(text) => Self::Refused(Error::new(Kind::Unknown, text)),
@@ -127,7 +136,11 @@ impl Connection {
     pub(crate) fn over(namespace: &Namespace, stream: UnixStream) -> Self {
         let (ended, ended_rx) = watch::channel(false);
         let (stop, stop_rx) = oneshot::channel();
-        let client = Client::new(Socket::new(Watched { stream, ended, stop: stop_rx }));
+        let client = Client::new(Socket::new(Watched {
+            stream,
+            ended,
+            stop: stop_rx,
+        }));
         Self {
             client,
             namespace: namespace.clone(),
@@ -145,9 +158,13 @@ impl Connection {
     /// Metadata of one call, and its deadline for the shim's own use.
     fn context(&self, patience: Option<Duration>) -> Context {
         let mut cx = Context::default();
-        cx.add(NAMESPACE_TTRPC.to_owned(), self.namespace.as_str().to_owned());
+        cx.add(
+            NAMESPACE_TTRPC.to_owned(),
+            self.namespace.as_str().to_owned(),
+        );
         if let Some(p) = patience {
-            cx.timeout_nano = i64::try_from(p.as_nanos()).unwrap_or(i64::MAX);
+            // Later than our own, which alone tells a time-out from other errors.
+            cx.timeout_nano = i64::try_from((p + MARGIN).as_nanos()).unwrap_or(i64::MAX);
         }
         cx
     }
@@ -176,7 +193,9 @@ impl Connection {
         };
         match patience {
             None => answer.await,
-            Some(p) => tokio::time::timeout(p, answer).await.unwrap_or(Err(CallError::TimedOut)),
+            Some(p) => tokio::time::timeout(p, answer)
+                .await
+                .unwrap_or(Err(CallError::TimedOut)),
         }
     }
 
@@ -201,7 +220,9 @@ async fn connect(address: &str) -> Result<UnixStream> {
     let stream = match address.split_once("://") {
         Some(("unix", path)) => UnixStream::connect(path).await,
         Some((scheme, _)) => {
-            return Err(Error::not_implemented(format!("unsupported protocol: {scheme}")));
+            return Err(Error::not_implemented(format!(
+                "unsupported protocol: {scheme}"
+            )));
         }
         None => connect_abstract(address),
     };
@@ -272,9 +293,17 @@ mod tests {
     fn the_class_is_shown_once() {
         let check = |kind, text: &str, want| assert_eq!(with_words(kind, text.into()), want);
         check(Kind::NotFound, "no such exec", "no such exec: not found");
-        check(Kind::NotFound, "no such exec: not found", "no such exec: not found");
+        check(
+            Kind::NotFound,
+            "no such exec: not found",
+            "no such exec: not found",
+        );
         check(Kind::NotFound, "not found", "not found");
-        check(Kind::Unknown, "OCI runtime create failed: x", "OCI runtime create failed: x: unknown");
+        check(
+            Kind::Unknown,
+            "OCI runtime create failed: x",
+            "OCI runtime create failed: x: unknown",
+        );
     }
 
     #[tokio::test]
@@ -283,7 +312,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let c = Connection::over(&ns, ours);
         drop(theirs);
-        tokio::time::timeout(Duration::from_secs(5), c.ended()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), c.ended())
+            .await
+            .unwrap();
 
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let c = std::sync::Arc::new(Connection::over(&ns, ours));
@@ -291,12 +322,17 @@ mod tests {
             let c = c.clone();
             async move {
                 let request = corten_protos::containerd::task::v3::ConnectRequest::default();
-                c.call(None, |cx| async { c.task(3).connect(cx, &request).await }).await.map(|_| ())
+                c.call(None, |cx| async { c.task(3).connect(cx, &request).await })
+                    .await
+                    .map(|_| ())
             }
         });
         tokio::task::yield_now().await;
         c.close();
-        let e = tokio::time::timeout(Duration::from_secs(5), pending).await.unwrap().unwrap();
+        let e = tokio::time::timeout(Duration::from_secs(5), pending)
+            .await
+            .unwrap()
+            .unwrap();
         assert!(matches!(e, Err(CallError::Lost)), "{e:?}");
     }
 
@@ -310,10 +346,18 @@ mod tests {
                 protocol: protocol.into(),
                 ..Default::default()
             };
-            Connection::dial(&ns, &b, Duration::from_secs(1)).await.unwrap_err()
+            Connection::dial(&ns, &b, Duration::from_secs(1))
+                .await
+                .unwrap_err()
         };
-        assert_eq!(dial("unix:///no/such", "ttrpc").await.kind(), Kind::NotFound);
-        assert_eq!(dial("vsock://1:2", "ttrpc").await.kind(), Kind::NotImplemented);
+        assert_eq!(
+            dial("unix:///no/such", "ttrpc").await.kind(),
+            Kind::NotFound
+        );
+        assert_eq!(
+            dial("vsock://1:2", "ttrpc").await.kind(),
+            Kind::NotImplemented
+        );
         assert_eq!(dial("unix:///x", "grpc").await.kind(), Kind::NotImplemented);
         assert_eq!(dial("unix:///x", "").await.kind(), Kind::Unknown);
     }

@@ -22,8 +22,15 @@ impl Discovery {
     /// Looks in `cwd`, then in the folders of `path`, then beside `own_binary`.
     pub(crate) fn new(cwd: Option<PathBuf>, path: &[PathBuf], own_binary: &Path) -> Self {
         let beside = own_binary.parent().map(Path::to_path_buf);
-        let folders = cwd.into_iter().chain(path.iter().cloned()).chain(beside).collect();
-        Self { folders, found: Mutex::new(HashMap::new()) }
+        let folders = cwd
+            .into_iter()
+            .chain(path.iter().cloned())
+            .chain(beside)
+            .collect();
+        Self {
+            folders,
+            found: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The binary of `runtime`: a name like `io.containerd.runc.v2`, or an absolute path.
@@ -52,13 +59,16 @@ impl Discovery {
         if let Some(path) = self.found.lock().get(&name) {
             return Ok(path.clone());
         }
-        let path = self.folders.iter().map(|f| f.join(&name)).find(|p| is_program(p)).ok_or_else(
-            || {
+        let path = self
+            .folders
+            .iter()
+            .map(|f| f.join(&name))
+            .find(|p| is_program(p))
+            .ok_or_else(|| {
                 unresolved(format!(
                     "runtime {runtime:?} binary not installed {name:?}: file does not exist"
                 ))
-            },
-        )?;
+            })?;
         self.found.lock().insert(name, path.clone());
         Ok(path)
     }
@@ -77,7 +87,10 @@ fn is_program(path: &Path) -> bool {
 
 // containerd 2.4: these errors carry no class, so that clients see Unknown.
 fn unresolved(what: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Unknown, format!("failed to resolve runtime path: {what}"))
+    Error::new(
+        Kind::Unknown,
+        format!("failed to resolve runtime path: {what}"),
+    )
 }
 
 fn errno_text(e: &std::io::Error) -> String {
@@ -133,7 +146,9 @@ mod tests {
         assert_eq!(d.resolve(own.to_str().unwrap()).unwrap(), own);
         let missing = d.resolve("/no/such/shim").unwrap_err().to_string();
         assert!(
-            missing.ends_with("invalid custom binary path: stat /no/such/shim: no such file or directory"),
+            missing.ends_with(
+                "invalid custom binary path: stat /no/such/shim: no such file or directory"
+            ),
             "{missing}"
         );
         for bad in ["", "runc", ".v2", "bin/shim.foo.v2"] {

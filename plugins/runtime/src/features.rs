@@ -28,21 +28,31 @@ struct SpecMount {
 
 /// Refuses a spec that the runtime would misunderstand.
 pub(crate) async fn validate(manager: &Manager, o: &CreateOptions) -> Result<()> {
-    check(manager, o).await.context("failed to validate OCI runtime features")
+    check(manager, o)
+        .await
+        .context("failed to validate OCI runtime features")
 }
 
 async fn check(manager: &Manager, o: &CreateOptions) -> Result<()> {
-    let Some(spec) = o.spec.as_ref().filter(|s| !s.value.is_empty()) else { return Ok(()) };
+    let Some(spec) = o.spec.as_ref().filter(|s| !s.value.is_empty()) else {
+        return Ok(());
+    };
     let spec: Spec = serde_json::from_slice(&spec.value)
         .map_err(|e| Error::new(Kind::Unknown, format!("unmarshal spec: {e}")))?;
     if !maps_ids(&spec) {
         return Ok(());
     }
     let binary = manager.discovery.resolve(&o.runtime)?;
-    let info = command::info(&binary, options_of(o).as_ref()).await.context("runtime info")?;
-    let Some(features) = &info.features else { return Ok(()) };
+    let info = command::info(&binary, options_of(o).as_ref())
+        .await
+        .context("runtime info")?;
+    let Some(features) = &info.features else {
+        return Ok(());
+    };
     // Other runtimes tell their features in their own way, and may not be affected.
-    let Ok(json) = any::unpack_json(features, any::OCI_FEATURES) else { return Ok(()) };
+    let Ok(json) = any::unpack_json(features, any::OCI_FEATURES) else {
+        return Ok(());
+    };
     let json: serde_json::Value = serde_json::from_slice(json)
         .map_err(|e| Error::new(Kind::Unknown, format!("unmarshal runtime features: {e}")))?;
     let why = match json.pointer("/linux/mountExtensions/idmap") {
@@ -52,7 +62,10 @@ async fn check(manager: &Manager, o: &CreateOptions) -> Result<()> {
             "entry `mountExtensions.idmap.Enabled` in `features` command not present or disabled"
         }
     };
-    Err(Error::new(Kind::Unknown, format!("idmap mounts not supported: {why}")))
+    Err(Error::new(
+        Kind::Unknown,
+        format!("idmap mounts not supported: {why}"),
+    ))
 }
 
 fn maps_ids(spec: &Spec) -> bool {
@@ -60,7 +73,10 @@ fn maps_ids(spec: &Spec) -> bool {
     spec.mounts.iter().flatten().any(|m| {
         set(&m.uid_mappings)
             || set(&m.gid_mappings)
-            || m.options.iter().flatten().any(|o| o == "idmap" || o == "ridmap")
+            || m.options
+                .iter()
+                .flatten()
+                .any(|o| o == "idmap" || o == "ridmap")
     })
 }
 
@@ -71,10 +87,17 @@ mod tests {
     #[test]
     fn id_mapped_mounts_are_noticed() {
         let check = |json: &str, want| {
-            assert_eq!(maps_ids(&serde_json::from_str(json).unwrap()), want, "{json}");
+            assert_eq!(
+                maps_ids(&serde_json::from_str(json).unwrap()),
+                want,
+                "{json}"
+            );
         };
         check("{}", false);
-        check(r#"{"mounts":[{"options":["rbind"],"uidMappings":null}]}"#, false);
+        check(
+            r#"{"mounts":[{"options":["rbind"],"uidMappings":null}]}"#,
+            false,
+        );
         check(r#"{"mounts":[{"options":["ridmap"]}]}"#, true);
         check(r#"{"mounts":[{"uidMappings":[{"containerID":0}]}]}"#, true);
     }

@@ -16,6 +16,8 @@ mod bundle;
 mod command;
 mod connection;
 mod discovery;
+#[cfg(test)]
+mod fake;
 mod features;
 mod log;
 pub mod manager;

@@ -69,7 +69,7 @@ impl Timeouts {
                 .get(&format!("io.containerd.timeout.{name}"))
                 .copied()
                 .filter(|d| !d.is_zero())
-                .unwrap_or(Duration::from_secs(default))
+                .unwrap_or_else(|| Duration::from_secs(default))
         };
         Self {
             load: get("shim.load", 5),
@@ -91,7 +91,11 @@ impl Manager {
             .unwrap_or_default();
         Ok(Self {
             discovery: Discovery::new(std::env::current_dir().ok(), &path, &own_binary),
-            env: config.env.iter().map(|e| parse_env(e)).collect::<Result<_>>()?,
+            env: config
+                .env
+                .iter()
+                .map(|e| parse_env(e))
+                .collect::<Result<_>>()?,
             socket_dir: socket_dir(&config.socket_dir, &properties.state)?,
             grpc_address: properties.grpc_address.clone(),
             ttrpc_address: properties.ttrpc_address.clone(),
@@ -129,11 +133,17 @@ fn socket_dir(configured: &str, state: &Path) -> Result<PathBuf> {
     if configured.is_empty() {
         let own = state.join("s");
         let fits = own.as_os_str().len() <= LONGEST_SOCKET_DIR;
-        return Ok(if fits { own } else { FALLBACK_SOCKET_DIR.into() });
+        return Ok(if fits {
+            own
+        } else {
+            FALLBACK_SOCKET_DIR.into()
+        });
     }
     let dir = PathBuf::from(configured);
     if !dir.is_absolute() {
-        return Err(Error::invalid(format!("socket_dir must be an absolute path: {configured:?}")));
+        return Err(Error::invalid(format!(
+            "socket_dir must be an absolute path: {configured:?}"
+        )));
     }
     if dir.as_os_str().len() > LONGEST_SOCKET_DIR {
         return Err(Error::invalid(format!(
@@ -145,11 +155,11 @@ fn socket_dir(configured: &str, state: &Path) -> Result<PathBuf> {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<ShimManager>("manager").config::<Config>().init(
-        |cx: &mut Context, config: Config| {
+    Registration::new::<ShimManager>("manager")
+        .config::<Config>()
+        .init(|cx: &mut Context, config: Config| {
             Box::pin(async move { Ok(Arc::new(Manager::new(&config, cx.properties())?)) })
-        },
-    )
+        })
 }
 
 #[cfg(test)]
@@ -160,7 +170,10 @@ mod tests {
     fn socket_folder_fits_a_socket_path() {
         let dir = |c: &str, s: &str| socket_dir(c, Path::new(s)).map(|d| d.display().to_string());
         assert_eq!(dir("", "/run/containerd").unwrap(), "/run/containerd/s");
-        assert_eq!(dir("", &format!("/{}", "x".repeat(60))).unwrap(), FALLBACK_SOCKET_DIR);
+        assert_eq!(
+            dir("", &format!("/{}", "x".repeat(60))).unwrap(),
+            FALLBACK_SOCKET_DIR
+        );
         assert_eq!(dir("/run/mine", "/run/containerd").unwrap(), "/run/mine");
         dir("mine", "/run/containerd").unwrap_err();
         dir(&format!("/{}", "x".repeat(42)), "/run/containerd").unwrap_err();

@@ -13,9 +13,8 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use corten_core::runtime::{Exit, Task};
+use corten_core::runtime::Task;
 use corten_core::{Context, Error, Kind, Namespace, Result};
 use corten_sys::blocking;
 use futures::StreamExt;
@@ -25,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::bundle::Bundle;
 use crate::connection::CallError;
 use crate::shim::Shim;
-use crate::task::TaskManager;
+use crate::task::{TaskManager, unknown_exit};
 use crate::{bootstrap, log};
 
 /// Bundles looked at at the same time. Each may run one helper process.
@@ -124,7 +123,7 @@ async fn load(tasks: &TaskManager, bundle: &Bundle) -> Result<()> {
         Ok(shim) => keep_or_clean(tasks, &shim, deadline).await,
         Err(e) => {
             let exit = tasks.clean_up(&binary, bundle).await;
-            let exit = exit.unwrap_or(Exit { pid: 0, status: 255, at: SystemTime::now() });
+            let exit = exit.unwrap_or_else(|| unknown_exit(0));
             tasks.publish_end(bundle, exit).await;
             // Here there is no record to retry with; a bundle that stays is tried again at the next boot.
             Err(e.context(format!("unable to load shim {:?}", bundle.id)))
@@ -226,7 +225,9 @@ async fn sweep_work_folders(tasks: &TaskManager) -> Result<()> {
     let tasks = tasks.clone();
     blocking(move || {
         for ns in folders(&tasks.root)? {
-            let Ok(namespace) = Namespace::new(ns.clone()) else { continue };
+            let Ok(namespace) = Namespace::new(ns.clone()) else {
+                continue;
+            };
             for id in folders(&tasks.root.join(&ns))? {
                 let bundle = tasks.state.join(&ns).join(&id);
                 if tasks.find(&namespace, &id).is_some() || bundle.exists() {

@@ -115,10 +115,12 @@ impl Shim {
     /// Makes the container in the shim.
     pub(crate) async fn create(&self, request: v3::CreateTaskRequest) -> Result<u32, CallError> {
         let answer = self
-            .downgrading(|| self.call(|c, cx| {
-                let request = request.clone();
-                async move { c.create(cx, &request).await }
-            }))
+            .downgrading(|| {
+                self.call(|c, cx| {
+                    let request = request.clone();
+                    async move { c.create(cx, &request).await }
+                })
+            })
             .await?;
         self.pid.store(answer.pid, Ordering::Relaxed);
         self.announce();
@@ -136,12 +138,16 @@ impl Shim {
 
     /// Asks whether the shim is there, and for the pid of init.
     pub(crate) async fn connect(&self) -> Result<(), CallError> {
-        let request = v3::ConnectRequest { id: self.bundle.id.clone() };
+        let request = v3::ConnectRequest {
+            id: self.bundle.id.clone(),
+        };
         let answer = self
-            .downgrading(|| self.call(|c, cx| {
-                let request = request.clone();
-                async move { c.connect(cx, &request).await }
-            }))
+            .downgrading(|| {
+                self.call(|c, cx| {
+                    let request = request.clone();
+                    async move { c.connect(cx, &request).await }
+                })
+            })
             .await?;
         self.pid.store(answer.task_pid, Ordering::Relaxed);
         Ok(())
@@ -154,8 +160,12 @@ impl Shim {
 
     /// All processes of the container.
     pub(crate) async fn processes(&self) -> Result<Vec<ProcessInfo>, CallError> {
-        let request = v3::PidsRequest { id: self.bundle.id.clone() };
-        let answer = self.call(|c, cx| async move { c.pids(cx, &request).await }).await?;
+        let request = v3::PidsRequest {
+            id: self.bundle.id.clone(),
+        };
+        let answer = self
+            .call(|c, cx| async move { c.pids(cx, &request).await })
+            .await?;
         let info = |p: corten_protos::containerd::v1::types::ProcessInfo| ProcessInfo {
             pid: p.pid,
             info: p.info,
@@ -168,8 +178,14 @@ impl Shim {
         &self,
         patience: Option<std::time::Duration>,
     ) -> Result<Exit, CallError> {
-        let request = v3::DeleteRequest { id: self.bundle.id.clone(), ..Default::default() };
-        let call = self.within(patience, |c, cx| async move { c.delete(cx, &request).await });
+        let request = v3::DeleteRequest {
+            id: self.bundle.id.clone(),
+            ..Default::default()
+        };
+        let call = self.within(
+            patience,
+            |c, cx| async move { c.delete(cx, &request).await },
+        );
         let exit = exit_of(call.await?);
         *self.deleted.lock() = Some(exit);
         Ok(exit)
@@ -177,7 +193,10 @@ impl Shim {
 
     /// Tells the shim to go when it has nothing left to do. A connection that is lost by it is what was wanted.
     pub(crate) async fn shutdown(&self) -> Result<(), CallError> {
-        let request = v3::ShutdownRequest { id: self.bundle.id.clone(), now: false };
+        let request = v3::ShutdownRequest {
+            id: self.bundle.id.clone(),
+            now: false,
+        };
         let call = self.within(Some(self.timeouts.shutdown), |c, cx| async move {
             c.shutdown(cx, &request).await
         });
@@ -239,8 +258,10 @@ impl Task for Shim {
     }
 
     async fn state(&self, exec_id: &str) -> Result<State> {
-        let request =
-            v3::StateRequest { id: self.bundle.id.clone(), exec_id: exec_id.to_owned() };
+        let request = v3::StateRequest {
+            id: self.bundle.id.clone(),
+            exec_id: exec_id.to_owned(),
+        };
         let call = self.within(Some(self.timeouts.state), |c, cx| async move {
             c.state(cx, &request).await
         });
@@ -264,9 +285,13 @@ impl Task for Shim {
     }
 
     async fn start(&self, exec_id: &str) -> Result<u32> {
-        let request =
-            v3::StartRequest { id: self.bundle.id.clone(), exec_id: exec_id.to_owned() };
-        let answer = self.call(|c, cx| async move { c.start(cx, &request).await }).await?;
+        let request = v3::StartRequest {
+            id: self.bundle.id.clone(),
+            exec_id: exec_id.to_owned(),
+        };
+        let answer = self
+            .call(|c, cx| async move { c.start(cx, &request).await })
+            .await?;
         if exec_id.is_empty() && answer.pid != 0 {
             self.pid.store(answer.pid, Ordering::Relaxed);
         }
@@ -281,7 +306,8 @@ impl Task for Shim {
             // containerd: `all` means the container, and is not handed on with an exec id.
             all: all && exec_id.is_empty(),
         };
-        self.call(|c, cx| async move { c.kill(cx, &request).await }).await?;
+        self.call(|c, cx| async move { c.kill(cx, &request).await })
+            .await?;
         Ok(())
     }
 
@@ -289,13 +315,20 @@ impl Task for Shim {
         id::validate(&options.exec_id)
             .with_context(|| format!("invalid exec id {}", options.exec_id))?;
         let request = self.stdio_request(options);
-        self.call(|c, cx| async move { c.exec(cx, &request).await }).await?;
+        self.call(|c, cx| async move { c.exec(cx, &request).await })
+            .await?;
         Ok(())
     }
 
     async fn wait(&self, exec_id: &str) -> Result<Exit> {
-        let request = v3::WaitRequest { id: self.bundle.id.clone(), exec_id: exec_id.to_owned() };
-        match self.call(|c, cx| async move { c.wait(cx, &request).await }).await {
+        let request = v3::WaitRequest {
+            id: self.bundle.id.clone(),
+            exec_id: exec_id.to_owned(),
+        };
+        match self
+            .call(|c, cx| async move { c.wait(cx, &request).await })
+            .await
+        {
             Ok(answer) => Ok(Exit {
                 pid: if exec_id.is_empty() { self.pid() } else { 0 },
                 status: answer.exit_status,
@@ -311,9 +344,13 @@ impl Task for Shim {
     }
 
     async fn delete_exec(&self, exec_id: &str) -> Result<Exit> {
-        let request =
-            v3::DeleteRequest { id: self.bundle.id.clone(), exec_id: exec_id.to_owned() };
-        let answer = self.call(|c, cx| async move { c.delete(cx, &request).await }).await?;
+        let request = v3::DeleteRequest {
+            id: self.bundle.id.clone(),
+            exec_id: exec_id.to_owned(),
+        };
+        let answer = self
+            .call(|c, cx| async move { c.delete(cx, &request).await })
+            .await?;
         Ok(exit_of(answer))
     }
 
@@ -322,14 +359,20 @@ impl Task for Shim {
     }
 
     async fn pause(&self) -> Result<()> {
-        let request = v3::PauseRequest { id: self.bundle.id.clone() };
-        self.call(|c, cx| async move { c.pause(cx, &request).await }).await?;
+        let request = v3::PauseRequest {
+            id: self.bundle.id.clone(),
+        };
+        self.call(|c, cx| async move { c.pause(cx, &request).await })
+            .await?;
         Ok(())
     }
 
     async fn resume(&self) -> Result<()> {
-        let request = v3::ResumeRequest { id: self.bundle.id.clone() };
-        self.call(|c, cx| async move { c.resume(cx, &request).await }).await?;
+        let request = v3::ResumeRequest {
+            id: self.bundle.id.clone(),
+        };
+        self.call(|c, cx| async move { c.resume(cx, &request).await })
+            .await?;
         Ok(())
     }
 
@@ -340,7 +383,8 @@ impl Task for Shim {
             width,
             height,
         };
-        self.call(|c, cx| async move { c.resize_pty(cx, &request).await }).await?;
+        self.call(|c, cx| async move { c.resize_pty(cx, &request).await })
+            .await?;
         Ok(())
     }
 
@@ -350,7 +394,8 @@ impl Task for Shim {
             exec_id: exec_id.to_owned(),
             stdin,
         };
-        self.call(|c, cx| async move { c.close_io(cx, &request).await }).await?;
+        self.call(|c, cx| async move { c.close_io(cx, &request).await })
+            .await?;
         Ok(())
     }
 
@@ -360,7 +405,8 @@ impl Task for Shim {
             path: path.to_owned(),
             options,
         };
-        self.call(|c, cx| async move { c.checkpoint(cx, &request).await }).await?;
+        self.call(|c, cx| async move { c.checkpoint(cx, &request).await })
+            .await?;
         Ok(())
     }
 
@@ -369,15 +415,23 @@ impl Task for Shim {
         resources: Option<Any>,
         annotations: std::collections::BTreeMap<String, String>,
     ) -> Result<()> {
-        let request =
-            v3::UpdateTaskRequest { id: self.bundle.id.clone(), resources, annotations };
-        self.call(|c, cx| async move { c.update(cx, &request).await }).await?;
+        let request = v3::UpdateTaskRequest {
+            id: self.bundle.id.clone(),
+            resources,
+            annotations,
+        };
+        self.call(|c, cx| async move { c.update(cx, &request).await })
+            .await?;
         Ok(())
     }
 
     async fn stats(&self) -> Result<Option<Any>> {
-        let request = v3::StatsRequest { id: self.bundle.id.clone() };
-        let answer = self.call(|c, cx| async move { c.stats(cx, &request).await }).await?;
+        let request = v3::StatsRequest {
+            id: self.bundle.id.clone(),
+        };
+        let answer = self
+            .call(|c, cx| async move { c.stats(cx, &request).await })
+            .await?;
         Ok(answer.stats)
     }
 }
@@ -392,5 +446,6 @@ fn exit_of(answer: v3::DeleteResponse) -> Exit {
 
 /// A time that a shim told; `None` where Go's zero time stands for "not yet".
 pub(crate) fn system_time(time: Option<Timestamp>) -> Option<SystemTime> {
-    time.filter(|t| !is_unset(Some(t))).and_then(|t| t.try_into().ok())
+    time.filter(|t| !is_unset(Some(t)))
+        .and_then(|t| t.try_into().ok())
 }

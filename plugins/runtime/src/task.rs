@@ -52,7 +52,9 @@ struct Config {
 impl Default for Config {
     fn default() -> Self {
         let host = Platform::host();
-        Self { platforms: vec![format!("{}/{}", host.os, host.architecture)] }
+        Self {
+            platforms: vec![format!("{}/{}", host.os, host.architecture)],
+        }
     }
 }
 
@@ -90,7 +92,11 @@ impl std::ops::Deref for TaskManager {
 
 impl Inner {
     pub(crate) fn helper<'a>(&'a self, binary: &'a Path, bundle: &'a Bundle) -> Helper<'a> {
-        Helper { manager: &self.manager, binary, bundle }
+        Helper {
+            manager: &self.manager,
+            binary,
+            bundle,
+        }
     }
 
     pub(crate) fn find(&self, ns: &Namespace, id: &str) -> Option<Arc<Shim>> {
@@ -152,12 +158,14 @@ impl Inner {
             Ok::<_, Error>(exit)
         };
         let timeouts = self.manager.timeouts;
-        let done = tokio::time::timeout(timeouts.cleanup, done).await.unwrap_or_else(|_| {
-            Err(Error::new(
-                Kind::DeadlineExceeded,
-                "shim killed after context deadline exceeded: signal: killed",
-            ))
-        });
+        let done = tokio::time::timeout(timeouts.cleanup, done)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    Kind::DeadlineExceeded,
+                    "shim killed after context deadline exceeded: signal: killed",
+                ))
+            });
         done.inspect_err(|error| {
             warn!(container.id = %bundle.id, %error, "clean up after a dead shim");
         })
@@ -171,11 +179,10 @@ impl Inner {
             return self.finish(&shim).await;
         }
         info!(container.id = %shim.bundle.id, "shim disconnected");
-        let exit = self.clean_up(&shim.binary, &shim.bundle).await.unwrap_or(Exit {
-            pid: shim.pid(),
-            status: UNKNOWN_EXIT,
-            at: SystemTime::now(),
-        });
+        let exit = self
+            .clean_up(&shim.binary, &shim.bundle)
+            .await
+            .unwrap_or_else(|| unknown_exit(shim.pid()));
         if self.remove(&shim) && shim.is_announced() {
             self.publish_end(&shim.bundle, exit).await;
         }
@@ -276,8 +283,15 @@ impl TaskManager {
         let timeouts = self.manager.timeouts;
         let connection = Connection::dial(&bundle.namespace, &bootstrap, timeouts.load).await?;
         let ended = connection.end_signal();
-        self.background.spawn("shim log", log::copy(log, bundle.id.clone(), ended));
-        let shim = Shim::new(bundle.clone(), binary.into(), bootstrap, connection, timeouts);
+        self.background
+            .spawn("shim log", log::copy(log, bundle.id.clone(), ended));
+        let shim = Shim::new(
+            bundle.clone(),
+            binary.into(),
+            bootstrap,
+            connection,
+            timeouts,
+        );
         Ok(Arc::new(shim))
     }
 
@@ -286,8 +300,13 @@ impl TaskManager {
         let binary = self.manager.discovery.resolve(&o.runtime)?;
         let connected = async {
             let log = log::open(bundle)?;
-            let answer = self.helper(&binary, bundle).start(options_of(o).as_ref()).await?;
-            bundle.write("shim-binary-path", path_bytes(&binary), 0o600).await?;
+            let answer = self
+                .helper(&binary, bundle)
+                .start(options_of(o).as_ref())
+                .await?;
+            bundle
+                .write("shim-binary-path", path_bytes(&binary), 0o600)
+                .await?;
             let answer = bootstrap::parse(&answer)?;
             // Before it is dialled: should the daemon die now, the next one finds the shim.
             bootstrap::save(bundle, &answer).await?;
@@ -336,7 +355,9 @@ impl TaskManager {
                 version: i32::try_from(o.version).unwrap_or(i32::MAX),
                 protocol: protocol.to_owned(),
                 address: address.to_owned(),
-                extensions: holder.map(|h| h.bootstrap.extensions.clone()).unwrap_or_default(),
+                extensions: holder
+                    .map(|h| h.bootstrap.extensions.clone())
+                    .unwrap_or_default(),
                 ..Default::default()
             }
         };
@@ -349,10 +370,14 @@ impl TaskManager {
         o: &CreateOptions,
         answer: BootstrapResult,
     ) -> Result<Arc<Shim>> {
-        bundle.write("sandbox", o.sandbox_id.clone().into_bytes(), 0o600).await?;
+        bundle
+            .write("sandbox", o.sandbox_id.clone().into_bytes(), 0o600)
+            .await?;
         bootstrap::save(bundle, &answer).await?;
         let binary = self.manager.discovery.resolve(&o.runtime)?;
-        bundle.write("shim-binary-path", path_bytes(&binary), 0o600).await?;
+        bundle
+            .write("shim-binary-path", path_bytes(&binary), 0o600)
+            .await?;
         let log = log::open(bundle)?;
         self.connect(bundle, &binary, answer, log)
             .await
@@ -397,7 +422,10 @@ impl TaskManager {
             features::validate(&self.manager, &o).await?;
             let request = create_request(&shim.bundle, o);
             let create = async {
-                shim.create(request).await.map_err(Error::from).context("failed to create shim task")
+                shim.create(request)
+                    .await
+                    .map_err(Error::from)
+                    .context("failed to create shim task")
             };
             tokio::select! {
                 created = create => created,
@@ -434,7 +462,9 @@ impl Tasks for TaskManager {
                 }
             }
         });
-        let shim = made.await.map_err(|_| Error::internal("task creation ended early"))??;
+        let shim = made
+            .await
+            .map_err(|_| Error::internal("task creation ended early"))??;
         Ok(shim)
     }
 
@@ -447,31 +477,38 @@ impl Tasks for TaskManager {
 
     async fn list(&self, ns: &Namespace) -> Result<Vec<Arc<dyn Task>>> {
         let shims = self.0.shims.lock();
-        let mut all: Vec<Arc<Shim>> =
-            shims.iter().filter(|((n, _), _)| n == ns).map(|(_, s)| s.clone()).collect();
+        let mut all: Vec<Arc<Shim>> = shims
+            .iter()
+            .filter(|((n, _), _)| n == ns)
+            .map(|(_, s)| s.clone())
+            .collect();
         drop(shims);
         all.sort_by(|a, b| a.bundle.id.cmp(&b.bundle.id));
         Ok(all.into_iter().map(|s| s as Arc<dyn Task>).collect())
     }
 
     async fn delete(&self, ns: &Namespace, id: &str) -> Result<Exit> {
-        let shim =
-            self.find(ns, id).ok_or_else(|| Error::new(Kind::NotFound, Kind::NotFound.words()))?;
+        let shim = self
+            .find(ns, id)
+            .ok_or_else(|| Error::new(Kind::NotFound, Kind::NotFound.words()))?;
         let failed = |e: Error| e.context("failed to delete task");
         let absent = match shim.delete_init(None).await {
             Ok(_) => None,
             Err(e) if e.is(Kind::NotFound) => Some(Error::from(e)),
             // The shim died meanwhile. Its end is being dealt with; the exit found there is the answer.
             Err(CallError::Lost) => {
-                return shim.end().await.ok_or_else(|| failed(CallError::Lost.into()));
+                return shim
+                    .end()
+                    .await
+                    .ok_or_else(|| failed(CallError::Lost.into()));
             }
             Err(e) => return Err(failed(e.into())),
         };
         // A failure here leaves record, connection and bundle, so that the client can try again: the shim will say
         // NotFound then, and the remembered exit is what the client gets (containerd#7496).
-        shim.shutdown().await.map_err(|e| {
-            failed(Error::from(e).context("failed to invoke shutdown"))
-        })?;
+        shim.shutdown()
+            .await
+            .map_err(|e| failed(Error::from(e).context("failed to invoke shutdown")))?;
         let (done, closed) = oneshot::channel();
         let (this, closing) = (self.clone(), shim.clone());
         self.background.spawn("close shim", async move {
@@ -489,6 +526,15 @@ impl Tasks for TaskManager {
     async fn info(&self, runtime: &str, options: Option<Any>) -> Result<RuntimeInfo> {
         let binary = self.manager.discovery.resolve(runtime)?;
         command::info(&binary, options.as_ref()).await
+    }
+}
+
+/// The end of a container of which nobody can tell more.
+pub(crate) fn unknown_exit(pid: u32) -> Exit {
+    Exit {
+        pid,
+        status: UNKNOWN_EXIT,
+        at: SystemTime::now(),
     }
 }
 
@@ -523,7 +569,12 @@ fn path_bytes(path: &Path) -> Vec<u8> {
 
 fn platform(text: &str) -> Result<Platform> {
     let mut parts = text.split('/');
-    match (parts.next(), parts.next(), parts.next().unwrap_or_default(), parts.next()) {
+    match (
+        parts.next(),
+        parts.next(),
+        parts.next().unwrap_or_default(),
+        parts.next(),
+    ) {
         (Some(os), Some(architecture), variant, None) if !os.is_empty() => Ok(Platform {
             os: os.into(),
             architecture: architecture.into(),

@@ -29,7 +29,9 @@ impl containers_server::Containers for Service {
     async fn get(&self, r: Request<GetContainerRequest>) -> Answer<GetContainerResponse> {
         let scope = Scope::of(&r)?;
         let container = self.store.get(&scope.namespace, &r.get_ref().id).await?;
-        reply(GetContainerResponse { container: Some(container) })
+        reply(GetContainerResponse {
+            container: Some(container),
+        })
     }
 
     async fn list(&self, r: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
@@ -46,8 +48,9 @@ impl containers_server::Containers for Service {
         let scope = Scope::of(&r)?;
         let filter = Filter::parse(&r.get_ref().filters)?;
         let containers = self.store.list(&scope.namespace, &filter).await?;
-        let messages =
-            containers.into_iter().map(|c| Ok(ListContainerMessage { container: Some(c) }));
+        let messages = containers
+            .into_iter()
+            .map(|c| Ok(ListContainerMessage { container: Some(c) }));
         reply(Box::pin(futures::stream::iter(messages)))
     }
 
@@ -55,7 +58,9 @@ impl containers_server::Containers for Service {
         let scope = Scope::of(&r)?;
         let container = required(r.into_inner().container, "Container")?;
         let container = self.store.create(&scope, container).await?;
-        reply(CreateContainerResponse { container: Some(container) })
+        reply(CreateContainerResponse {
+            container: Some(container),
+        })
     }
 
     async fn update(&self, r: Request<UpdateContainerRequest>) -> Answer<UpdateContainerResponse> {
@@ -63,10 +68,18 @@ impl containers_server::Containers for Service {
         let r = r.into_inner();
         let container = required(r.container, "Container")?;
         if container.id.is_empty() {
-            return Err(Error::new(corten_core::Kind::InvalidArgument, "Container.ID required"))?;
+            return Err(Error::new(
+                corten_core::Kind::InvalidArgument,
+                "Container.ID required",
+            ))?;
         }
-        let container = self.store.update(&scope, container, &paths(r.update_mask)).await?;
-        reply(UpdateContainerResponse { container: Some(container) })
+        let container = self
+            .store
+            .update(&scope, container, &paths(r.update_mask))
+            .await?;
+        reply(UpdateContainerResponse {
+            container: Some(container),
+        })
     }
 
     async fn delete(&self, r: Request<DeleteContainerRequest>) -> Answer<Empty> {
@@ -78,10 +91,12 @@ impl containers_server::Containers for Service {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("containers").requires::<kinds::Metadata>().init_plain(|cx| {
-        Box::pin(async move {
-            let store = cx.single::<kinds::Metadata>()?.containers();
-            Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+    Registration::new::<kinds::Grpc>("containers")
+        .requires::<kinds::Metadata>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let store = cx.single::<kinds::Metadata>()?.containers();
+                Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+            })
         })
-    })
 }

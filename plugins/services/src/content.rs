@@ -40,7 +40,9 @@ impl content_server::Content for Service {
         let scope = Scope::of(&r)?;
         let digest = validated(&r.get_ref().digest)?;
         let info = self.store.info(&scope.namespace, &digest).await?;
-        reply(InfoResponse { info: Some(info_message(info)) })
+        reply(InfoResponse {
+            info: Some(info_message(info)),
+        })
     }
 
     async fn update(&self, r: Request<UpdateRequest>) -> Answer<UpdateResponse> {
@@ -54,8 +56,13 @@ impl content_server::Content for Service {
             updated_at: SystemTime::UNIX_EPOCH,
             labels: info.labels,
         };
-        let info = self.store.update(&scope.namespace, info, &paths(r.update_mask)).await?;
-        reply(UpdateResponse { info: Some(info_message(info)) })
+        let info = self
+            .store
+            .update(&scope.namespace, info, &paths(r.update_mask))
+            .await?;
+        reply(UpdateResponse {
+            info: Some(info_message(info)),
+        })
     }
 
     async fn list(&self, r: Request<ListContentRequest>) -> Answer<Streamed<ListContentResponse>> {
@@ -90,17 +97,18 @@ impl content_server::Content for Service {
             .status(&scope.namespace, name)
             .await
             .with_context(|| format!("could not get status for ref {name:?}"))?;
-        reply(StatusResponse { status: Some(status_message(status)) })
+        reply(StatusResponse {
+            status: Some(status_message(status)),
+        })
     }
 
-    async fn list_statuses(
-        &self,
-        r: Request<ListStatusesRequest>,
-    ) -> Answer<ListStatusesResponse> {
+    async fn list_statuses(&self, r: Request<ListStatusesRequest>) -> Answer<ListStatusesResponse> {
         let scope = Scope::of(&r)?;
         let filter = Filter::parse(&r.get_ref().filters)?;
         let all = self.store.list_statuses(&scope.namespace, &filter).await?;
-        reply(ListStatusesResponse { statuses: all.into_iter().map(status_message).collect() })
+        reply(ListStatusesResponse {
+            statuses: all.into_iter().map(status_message).collect(),
+        })
     }
 
     async fn write(
@@ -119,8 +127,12 @@ impl content_server::Content for Service {
 }
 
 fn validated(digest: &str) -> Result<Digest, Error> {
-    Digest::parse(digest)
-        .map_err(|_| Error::new(Kind::InvalidArgument, format!("{digest:?} failed validation")))
+    Digest::parse(digest).map_err(|_| {
+        Error::new(
+            Kind::InvalidArgument,
+            format!("{digest:?} failed validation"),
+        )
+    })
 }
 
 /// The part of a blob that a Read asks for; size 0 means to the end.
@@ -144,7 +156,9 @@ fn chunks(reader: Arc<dyn ReadAt>, start: u64, end: u64) -> Streamed<ReadContent
     let stream = futures::stream::try_unfold(start, move |at| {
         let reader = reader.clone();
         async move {
-            let wanted = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
+            let wanted = usize::try_from(end.saturating_sub(at))
+                .unwrap_or(CHUNK)
+                .min(CHUNK);
             if wanted == 0 {
                 return Ok(None);
             }
@@ -166,7 +180,10 @@ fn chunks(reader: Arc<dyn ReadAt>, start: u64, end: u64) -> Streamed<ReadContent
             }
             let next = at + data.len() as u64;
             let offset = i64::try_from(at - start).unwrap_or(i64::MAX);
-            let message = ReadContentResponse { offset, data: Bytes::from(data) };
+            let message = ReadContentResponse {
+                offset,
+                data: Bytes::from(data),
+            };
             Ok(Some((message, next)))
         }
     });
@@ -200,12 +217,14 @@ fn signed(size: u64) -> i64 {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("content").requires::<kinds::Metadata>().init_plain(|cx| {
-        Box::pin(async move {
-            let store = cx.single::<kinds::Metadata>()?.content();
-            Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+    Registration::new::<kinds::Grpc>("content")
+        .requires::<kinds::Metadata>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let store = cx.single::<kinds::Metadata>()?.content();
+                Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+            })
         })
-    })
 }
 
 #[cfg(test)]
@@ -244,13 +263,21 @@ mod tests {
     async fn reading_tells_offsets_from_zero() {
         let data: Vec<u8> = (0..CHUNK * 2 + 10).map(|i| (i % 251) as u8).collect();
         let blob: Arc<dyn ReadAt> = Arc::new(Blob(data.clone()));
-        let all: Vec<_> = chunks(blob, 5, data.len() as u64).try_collect().await.unwrap();
-        let offsets: Vec<_> = all.iter().map(|m| usize::try_from(m.offset).unwrap()).collect();
+        let all: Vec<_> = chunks(blob, 5, data.len() as u64)
+            .try_collect()
+            .await
+            .unwrap();
+        let offsets: Vec<_> = all
+            .iter()
+            .map(|m| usize::try_from(m.offset).unwrap())
+            .collect();
         assert_eq!(offsets, [0, CHUNK, 2 * CHUNK]);
         let read: Vec<u8> = all.iter().flat_map(|m| m.data.clone()).collect();
         assert_eq!(read, data[5..]);
-        let none: Vec<_> =
-            chunks(Arc::new(Blob(vec![])), 0, 0).try_collect().await.unwrap();
+        let none: Vec<_> = chunks(Arc::new(Blob(vec![])), 0, 0)
+            .try_collect()
+            .await
+            .unwrap();
         assert!(none.is_empty());
     }
 }

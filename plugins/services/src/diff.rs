@@ -27,7 +27,10 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { order: vec!["walking".into()], sync_fs: false }
+        Self {
+            order: vec!["walking".into()],
+            sync_fs: false,
+        }
     }
 }
 
@@ -45,23 +48,30 @@ impl diff_server::Diff for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let diff = required(r.diff, "diff")?;
-        let options =
-            ApplyOptions { sync_fs: r.sync_fs || self.sync_fs, payloads: r.payloads };
+        let options = ApplyOptions {
+            sync_fs: r.sync_fs || self.sync_fs,
+            payloads: r.payloads,
+        };
         let mut outcome = none();
         for differ in &self.differs {
-            outcome = differ.apply(&scope, &diff, &r.mounts, options.clone()).await;
+            outcome = differ
+                .apply(&scope, &diff, &r.mounts, options.clone())
+                .await;
             if !passes_on(&outcome) {
                 break;
             }
         }
-        reply(ApplyResponse { applied: Some(outcome?) })
+        reply(ApplyResponse {
+            applied: Some(outcome?),
+        })
     }
 
     async fn diff(&self, r: Request<DiffRequest>) -> Answer<DiffResponse> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let epoch = r.source_date_epoch.map(|t| {
-            t.try_into().map_err(|_| Error::invalid(format!("source_date_epoch {t:?}")))
+            t.try_into()
+                .map_err(|_| Error::invalid(format!("source_date_epoch {t:?}")))
         });
         let options = CompareOptions {
             media_type: r.media_type,
@@ -71,12 +81,16 @@ impl diff_server::Diff for Service {
         };
         let mut outcome = none();
         for differ in &self.differs {
-            outcome = differ.compare(&scope, &r.left, &r.right, options.clone()).await;
+            outcome = differ
+                .compare(&scope, &r.left, &r.right, options.clone())
+                .await;
             if !passes_on(&outcome) {
                 break;
             }
         }
-        reply(DiffResponse { diff: Some(outcome?) })
+        reply(DiffResponse {
+            diff: Some(outcome?),
+        })
     }
 }
 
@@ -85,7 +99,9 @@ fn none() -> Result<Descriptor, Error> {
 }
 
 fn passes_on(outcome: &Result<Descriptor, Error>) -> bool {
-    outcome.as_ref().is_err_and(|e| e.kind() == Kind::NotImplemented)
+    outcome
+        .as_ref()
+        .is_err_and(|e| e.kind() == Kind::NotImplemented)
 }
 
 /// The plugin.
@@ -98,11 +114,15 @@ pub fn registration() -> Registration {
                 let mut loaded = cx.all::<kinds::Differ>()?;
                 let mut differs = Vec::new();
                 for name in &config.order {
-                    let (differ, _) =
-                        loaded.remove(name).ok_or_else(|| format!("needed differ not loaded: {name}"))?;
+                    let (differ, _) = loaded
+                        .remove(name)
+                        .ok_or_else(|| format!("needed differ not loaded: {name}"))?;
                     differs.push(differ);
                 }
-                let service = Service { differs, sync_fs: config.sync_fs };
+                let service = Service {
+                    differs,
+                    sync_fs: config.sync_fs,
+                };
                 Ok(Arc::new(service) as Arc<dyn GrpcService>)
             })
         })

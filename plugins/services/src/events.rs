@@ -33,7 +33,9 @@ impl events_server::Events for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let event = required(r.event, "event")?;
-        self.events.publish(&scope.namespace, &r.topic, event).await?;
+        self.events
+            .publish(&scope.namespace, &r.topic, event)
+            .await?;
         done()
     }
 
@@ -60,10 +62,12 @@ impl events_server::Events for Service {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("events").requires::<kinds::Event>().init_plain(|cx| {
-        Box::pin(async move {
-            let events = cx.by_id::<kinds::Event>("exchange")?;
-            Ok(Arc::new(Service { events }) as Arc<dyn GrpcService>)
+    Registration::new::<kinds::Grpc>("events")
+        .requires::<kinds::Event>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let events = cx.by_id::<kinds::Event>("exchange")?;
+                Ok(Arc::new(Service { events }) as Arc<dyn GrpcService>)
+            })
         })
-    })
 }

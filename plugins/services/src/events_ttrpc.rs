@@ -28,19 +28,25 @@ impl TtrpcService for Service {
 #[async_trait]
 impl Events for Service {
     async fn forward(&self, cx: &TtrpcContext, r: ForwardRequest) -> ttrpc::Result<Empty> {
-        let mut envelope = r
-            .envelope
-            .ok_or_else(|| error(Code::INVALID_ARGUMENT, "envelope required: invalid argument"))?;
+        let mut envelope = r.envelope.ok_or_else(|| {
+            error(
+                Code::INVALID_ARGUMENT,
+                "envelope required: invalid argument",
+            )
+        })?;
         if envelope.namespace.is_empty() {
             let called_in = cx.metadata.get(NAMESPACE_TTRPC).and_then(|v| v.first());
             envelope.namespace = called_in.cloned().unwrap_or_default();
         }
-        self.events.forward(envelope).await.map_err(refused)?;
+        self.events
+            .forward(envelope)
+            .await
+            .map_err(|e| refused(&e))?;
         Ok(Empty::default())
     }
 }
 
-fn refused(e: Error) -> ttrpc::Error {
+fn refused(e: &Error) -> ttrpc::Error {
     let code = match e.kind() {
         Kind::InvalidArgument => Code::INVALID_ARGUMENT,
         Kind::FailedPrecondition => Code::FAILED_PRECONDITION,
@@ -52,10 +58,12 @@ fn refused(e: Error) -> ttrpc::Error {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Ttrpc>("events").requires::<kinds::Event>().init_plain(|cx| {
-        Box::pin(async move {
-            let events = cx.by_id::<kinds::Event>("exchange")?;
-            Ok(Arc::new(Service { events }) as Arc<dyn TtrpcService>)
+    Registration::new::<kinds::Ttrpc>("events")
+        .requires::<kinds::Event>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let events = cx.by_id::<kinds::Event>("exchange")?;
+                Ok(Arc::new(Service { events }) as Arc<dyn TtrpcService>)
+            })
         })
-    })
 }

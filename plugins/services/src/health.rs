@@ -21,8 +21,6 @@ impl GrpcService for Service {
 /// The plugin. A new reporter says SERVING for the server as a whole, and knows no other name.
 pub fn registration() -> Registration {
     Registration::new::<kinds::Grpc>("healthcheck").init_plain(|_| {
-        Box::pin(async {
-            Ok(Arc::new(Service(HealthReporter::new())) as Arc<dyn GrpcService>)
-        })
+        Box::pin(async { Ok(Arc::new(Service(HealthReporter::new())) as Arc<dyn GrpcService>) })
     })
 }

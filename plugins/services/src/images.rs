@@ -8,9 +8,9 @@ use corten_core::images::Images as Store;
 use corten_core::service::GrpcService;
 use corten_core::{Error, Kind, Scope, kinds};
 use corten_protos::containerd::services::images::v1::{
-    CreateImageRequest, CreateImageResponse, DeleteImageRequest, GetImageRequest,
-    GetImageResponse, Image, ListImagesRequest, ListImagesResponse, UpdateImageRequest,
-    UpdateImageResponse, images_server,
+    CreateImageRequest, CreateImageResponse, DeleteImageRequest, GetImageRequest, GetImageResponse,
+    Image, ListImagesRequest, ListImagesResponse, UpdateImageRequest, UpdateImageResponse,
+    images_server,
 };
 use corten_protos::google::protobuf::Empty;
 use corten_registry::Registration;
@@ -37,7 +37,9 @@ impl images_server::Images for Service {
     async fn list(&self, r: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         let scope = Scope::of(&r)?;
         let filter = Filter::parse(&r.get_ref().filters)?;
-        reply(ListImagesResponse { images: self.store.list(&scope.namespace, &filter).await? })
+        reply(ListImagesResponse {
+            images: self.store.list(&scope.namespace, &filter).await?,
+        })
     }
 
     async fn create(&self, r: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
@@ -51,7 +53,10 @@ impl images_server::Images for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let image = named(r.image)?;
-        let image = self.store.update(&scope, image, &paths(r.update_mask)).await?;
+        let image = self
+            .store
+            .update(&scope, image, &paths(r.update_mask))
+            .await?;
         reply(UpdateImageResponse { image: Some(image) })
     }
 

@@ -12,8 +12,8 @@ use corten_core::service::{GrpcService, PluginTable};
 use corten_core::{Any, Context, Error, Kind, kinds};
 use corten_protos::any;
 use corten_protos::containerd::services::introspection::v1::{
-    Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse,
-    ServerResponse, introspection_server,
+    Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
+    introspection_server,
 };
 use corten_protos::containerd::types::{Platform, RuntimeRequest};
 use corten_protos::google::protobuf::Empty;
@@ -62,7 +62,9 @@ impl introspection_server::Introspection for Service {
     async fn plugins(&self, r: Request<PluginsRequest>) -> Answer<PluginsResponse> {
         let filter = Filter::parse(&r.get_ref().filters)?;
         let plugins = self.plugins.all().iter().map(message);
-        reply(PluginsResponse { plugins: plugins.filter(|p| matches(&filter, p)).collect() })
+        reply(PluginsResponse {
+            plugins: plugins.filter(|p| matches(&filter, p)).collect(),
+        })
     }
 
     async fn server(&self, _: Request<Empty>) -> Answer<ServerResponse> {
@@ -78,15 +80,20 @@ impl introspection_server::Introspection for Service {
 
     async fn plugin_info(&self, r: Request<PluginInfoRequest>) -> Answer<PluginInfoResponse> {
         let r = r.into_inner();
-        let record =
-            self.plugins.all().iter().find(|p| p.kind == r.r#type && p.id == r.id).ok_or_else(
-                || Error::not_found(format!("plugin {}.{} not found", r.r#type, r.id)),
-            )?;
+        let record = self
+            .plugins
+            .all()
+            .iter()
+            .find(|p| p.kind == r.r#type && p.id == r.id)
+            .ok_or_else(|| Error::not_found(format!("plugin {}.{} not found", r.r#type, r.id)))?;
         let extra = match r.options {
             Some(options) => Some(self.extra(record, &options).await?),
             None => None,
         };
-        reply(PluginInfoResponse { plugin: Some(message(record)), extra })
+        reply(PluginInfoResponse {
+            plugin: Some(message(record)),
+            extra,
+        })
     }
 }
 
@@ -103,7 +110,9 @@ impl Service {
         let tasks = match &self.tasks {
             Some(tasks) if record.kind == kinds::Runtime::URI => tasks,
             _ => {
-                return Err(Error::not_implemented("plugin does not provided extra information"));
+                return Err(Error::not_implemented(
+                    "plugin does not provided extra information",
+                ));
             }
         };
         let request = any::unpack::<RuntimeRequest>(options).map_err(|_| {
@@ -116,7 +125,11 @@ impl Service {
 
 fn message(record: &Record) -> Plugin {
     let failed = |message: String| {
-        Some(RpcStatus { code: Code::Unknown as i32, message, ..Default::default() })
+        Some(RpcStatus {
+            code: Code::Unknown as i32,
+            message,
+            ..Default::default()
+        })
     };
     let platform = |p: &corten_registry::Platform| Platform {
         os: p.os.clone(),
@@ -174,20 +187,26 @@ fn uuid(root: &std::path::Path) -> Result<String, Error> {
 fn pid_namespace() -> Result<u64, Error> {
     use std::os::unix::fs::MetadataExt;
     let path = "/proc/self/ns/pid";
-    Ok(std::fs::metadata(path).with_context(|| format!("stat {path}"))?.ino())
+    Ok(std::fs::metadata(path)
+        .with_context(|| format!("stat {path}"))?
+        .ino())
 }
 
 /// The plugin; the daemon fills `plugins` after the boot.
 pub fn registration(plugins: PluginCell) -> Registration {
-    Registration::new::<kinds::Grpc>("introspection").requires::<kinds::Runtime>().init_plain(
-        |cx| {
+    Registration::new::<kinds::Grpc>("introspection")
+        .requires::<kinds::Runtime>()
+        .init_plain(|cx| {
             Box::pin(async move {
                 let tasks = cx.by_id::<kinds::Runtime>("task").ok();
-                let service = Service { plugins, root: cx.root(), tasks };
+                let service = Service {
+                    plugins,
+                    root: cx.root(),
+                    tasks,
+                };
                 Ok(Arc::new(service) as Arc<dyn GrpcService>)
             })
-        },
-    )
+        })
 }
 
 #[cfg(test)]
@@ -213,15 +232,25 @@ mod tests {
             record("overlayfs", Status::Ok),
             record("zfs", Status::Skipped("no zfs".into())),
         ]);
-        Service { plugins, root: root.into(), tasks: None }
+        Service {
+            plugins,
+            root: root.into(),
+            tasks: None,
+        }
     }
 
     #[tokio::test]
     async fn plugins_are_filtered_and_skips_are_recognisable() {
         let s = service(std::path::Path::new("/"));
         let ask = async |filter: &str| {
-            let r = PluginsRequest { filters: vec![filter.into()] };
-            s.plugins(Request::new(r)).await.unwrap().into_inner().plugins
+            let r = PluginsRequest {
+                filters: vec![filter.into()],
+            };
+            s.plugins(Request::new(r))
+                .await
+                .unwrap()
+                .into_inner()
+                .plugins
         };
         assert_eq!(ask("type~=snapshotter").await.len(), 2);
         assert_eq!(ask("platforms==x").await.len(), 0);
@@ -233,7 +262,12 @@ mod tests {
     async fn the_uuid_stays() {
         let temp = tempfile::tempdir().unwrap();
         let s = service(&temp.path().join("sub"));
-        let ask = async || s.server(Request::new(Empty::default())).await.unwrap().into_inner();
+        let ask = async || {
+            s.server(Request::new(Empty::default()))
+                .await
+                .unwrap()
+                .into_inner()
+        };
         let first = ask().await;
         assert_eq!(first.uuid, ask().await.uuid);
         assert_eq!(first.pid, u64::from(std::process::id()));

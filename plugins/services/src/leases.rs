@@ -34,21 +34,27 @@ impl leases_server::Leases for Service {
 
     async fn delete(&self, r: Request<DeleteRequest>) -> Answer<Empty> {
         let scope = Scope::of(&r)?;
-        self.store.delete(&scope.namespace, &r.get_ref().id, r.get_ref().sync).await?;
+        self.store
+            .delete(&scope.namespace, &r.get_ref().id, r.get_ref().sync)
+            .await?;
         done()
     }
 
     async fn list(&self, r: Request<ListRequest>) -> Answer<ListResponse> {
         let scope = Scope::of(&r)?;
         let filter = Filter::parse(&r.get_ref().filters)?;
-        reply(ListResponse { leases: self.store.list(&scope.namespace, &filter).await? })
+        reply(ListResponse {
+            leases: self.store.list(&scope.namespace, &filter).await?,
+        })
     }
 
     async fn add_resource(&self, r: Request<AddResourceRequest>) -> Answer<Empty> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let resource = required(r.resource, "resource")?;
-        self.store.add_resource(&scope.namespace, &r.id, resource).await?;
+        self.store
+            .add_resource(&scope.namespace, &r.id, resource)
+            .await?;
         done()
     }
 
@@ -56,7 +62,9 @@ impl leases_server::Leases for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let resource = required(r.resource, "resource")?;
-        self.store.delete_resource(&scope.namespace, &r.id, resource).await?;
+        self.store
+            .delete_resource(&scope.namespace, &r.id, resource)
+            .await?;
         done()
     }
 
@@ -65,17 +73,22 @@ impl leases_server::Leases for Service {
         r: Request<ListResourcesRequest>,
     ) -> Answer<ListResourcesResponse> {
         let scope = Scope::of(&r)?;
-        let resources = self.store.resources(&scope.namespace, &r.get_ref().id).await?;
+        let resources = self
+            .store
+            .resources(&scope.namespace, &r.get_ref().id)
+            .await?;
         reply(ListResourcesResponse { resources })
     }
 }
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("leases").requires::<kinds::Lease>().init_plain(|cx| {
-        Box::pin(async move {
-            let store = cx.single::<kinds::Lease>()?;
-            Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+    Registration::new::<kinds::Grpc>("leases")
+        .requires::<kinds::Lease>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let store = cx.single::<kinds::Lease>()?;
+                Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+            })
         })
-    })
 }

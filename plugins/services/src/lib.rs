@@ -29,7 +29,9 @@ pub mod namespaces;
 pub mod sandbox;
 pub mod sandbox_controller;
 pub mod snapshots;
+pub mod streaming;
 pub mod tasks;
+pub mod transfer;
 pub mod version;
 
 /// Largest message in both directions, in bytes (containerd: defaults.DefaultMaxRecvMsgSize).
@@ -105,7 +107,10 @@ mod tests {
     #[tokio::test]
     async fn lists_are_streamed_in_batches() {
         let sizes = async |n: usize| -> Vec<usize> {
-            batched((0..n).collect(), |b| b.len()).map(Result::unwrap).collect().await
+            batched((0..n).collect(), |b| b.len())
+                .map(Result::unwrap)
+                .collect()
+                .await
         };
         assert_eq!(sizes(0).await, [0_usize; 0]);
         assert_eq!(sizes(100).await, [100]);

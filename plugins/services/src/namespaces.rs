@@ -7,8 +7,8 @@ use corten_core::service::GrpcService;
 use corten_core::{Error, Namespace, id, kinds};
 use corten_protos::containerd::services::namespaces::v1::{
     CreateNamespaceRequest, CreateNamespaceResponse, DeleteNamespaceRequest, GetNamespaceRequest,
-    GetNamespaceResponse, ListNamespacesRequest, ListNamespacesResponse,
-    Namespace as Message, UpdateNamespaceRequest, UpdateNamespaceResponse, namespaces_server,
+    GetNamespaceResponse, ListNamespacesRequest, ListNamespacesResponse, Namespace as Message,
+    UpdateNamespaceRequest, UpdateNamespaceResponse, namespaces_server,
 };
 use corten_protos::google::protobuf::Empty;
 use corten_registry::Registration;
@@ -32,12 +32,17 @@ impl namespaces_server::Namespaces for Service {
             Ok(ns) => self.store.labels(&ns).await?,
             Err(_) => Default::default(),
         };
-        reply(GetNamespaceResponse { namespace: Some(Message { name, labels }) })
+        reply(GetNamespaceResponse {
+            namespace: Some(Message { name, labels }),
+        })
     }
 
     async fn list(&self, _: Request<ListNamespacesRequest>) -> Answer<ListNamespacesResponse> {
         let all = self.store.list().await?;
-        let namespaces = all.into_iter().map(|(name, labels)| Message { name, labels }).collect();
+        let namespaces = all
+            .into_iter()
+            .map(|(name, labels)| Message { name, labels })
+            .collect();
         reply(ListNamespacesResponse { namespaces })
     }
 
@@ -45,15 +50,25 @@ impl namespaces_server::Namespaces for Service {
         let message = required(r.into_inner().namespace, "namespace")?;
         let ns = parse(&message.name)?;
         self.store.create(&ns, message.labels.clone()).await?;
-        reply(CreateNamespaceResponse { namespace: Some(message) })
+        reply(CreateNamespaceResponse {
+            namespace: Some(message),
+        })
     }
 
     async fn update(&self, r: Request<UpdateNamespaceRequest>) -> Answer<UpdateNamespaceResponse> {
         let r = r.into_inner();
         let message = required(r.namespace, "namespace")?;
         let ns = parse(&message.name)?;
-        let labels = self.store.update(&ns, message.labels, &paths(r.update_mask)).await?;
-        reply(UpdateNamespaceResponse { namespace: Some(Message { name: message.name, labels }) })
+        let labels = self
+            .store
+            .update(&ns, message.labels, &paths(r.update_mask))
+            .await?;
+        reply(UpdateNamespaceResponse {
+            namespace: Some(Message {
+                name: message.name,
+                labels,
+            }),
+        })
     }
 
     async fn delete(&self, r: Request<DeleteNamespaceRequest>) -> Answer<Empty> {
@@ -69,10 +84,12 @@ fn parse(name: &str) -> Result<Namespace, Error> {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("namespaces").requires::<kinds::Metadata>().init_plain(|cx| {
-        Box::pin(async move {
-            let store = cx.single::<kinds::Metadata>()?.namespaces();
-            Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+    Registration::new::<kinds::Grpc>("namespaces")
+        .requires::<kinds::Metadata>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let store = cx.single::<kinds::Metadata>()?.namespaces();
+                Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+            })
         })
-    })
 }

@@ -29,7 +29,9 @@ impl store_server::Store for Service {
         let scope = Scope::of(&r)?;
         let sandbox = required(r.into_inner().sandbox, "sandbox")?;
         let sandbox = self.store.create(&scope, sandbox).await?;
-        reply(StoreCreateResponse { sandbox: Some(sandbox) })
+        reply(StoreCreateResponse {
+            sandbox: Some(sandbox),
+        })
     }
 
     async fn update(&self, r: Request<StoreUpdateRequest>) -> Answer<StoreUpdateResponse> {
@@ -37,7 +39,9 @@ impl store_server::Store for Service {
         let r = r.into_inner();
         let sandbox = required(r.sandbox, "sandbox")?;
         let sandbox = self.store.update(&scope, sandbox, &r.fields).await?;
-        reply(StoreUpdateResponse { sandbox: Some(sandbox) })
+        reply(StoreUpdateResponse {
+            sandbox: Some(sandbox),
+        })
     }
 
     async fn delete(&self, r: Request<StoreDeleteRequest>) -> Answer<StoreDeleteResponse> {
@@ -49,24 +53,31 @@ impl store_server::Store for Service {
     async fn list(&self, r: Request<StoreListRequest>) -> Answer<StoreListResponse> {
         let scope = Scope::of(&r)?;
         let filter = Filter::parse(&r.get_ref().filters)?;
-        reply(StoreListResponse { list: self.store.list(&scope.namespace, &filter).await? })
+        reply(StoreListResponse {
+            list: self.store.list(&scope.namespace, &filter).await?,
+        })
     }
 
     async fn get(&self, r: Request<StoreGetRequest>) -> Answer<StoreGetResponse> {
         let scope = Scope::of(&r)?;
-        let sandbox = self.store.get(&scope.namespace, &r.get_ref().sandbox_id).await?;
-        reply(StoreGetResponse { sandbox: Some(sandbox) })
+        let sandbox = self
+            .store
+            .get(&scope.namespace, &r.get_ref().sandbox_id)
+            .await?;
+        reply(StoreGetResponse {
+            sandbox: Some(sandbox),
+        })
     }
 }
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("sandboxes").requires::<kinds::SandboxStore>().init_plain(
-        |cx| {
+    Registration::new::<kinds::Grpc>("sandboxes")
+        .requires::<kinds::SandboxStore>()
+        .init_plain(|cx| {
             Box::pin(async move {
                 let store = cx.by_id::<kinds::SandboxStore>("local")?;
                 Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
             })
-        },
-    )
+        })
 }

@@ -33,7 +33,10 @@ impl snapshots_server::Snapshots for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let name = named(&r.snapshotter)?;
-        let mounts = self.store.prepare(&scope, name, &r.key, &r.parent, r.labels).await?;
+        let mounts = self
+            .store
+            .prepare(&scope, name, &r.key, &r.parent, r.labels)
+            .await?;
         reply(PrepareSnapshotResponse { mounts })
     }
 
@@ -41,7 +44,10 @@ impl snapshots_server::Snapshots for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let name = named(&r.snapshotter)?;
-        let mounts = self.store.view(&scope, name, &r.key, &r.parent, r.labels).await?;
+        let mounts = self
+            .store
+            .view(&scope, name, &r.key, &r.parent, r.labels)
+            .await?;
         reply(ViewSnapshotResponse { mounts })
     }
 
@@ -49,29 +55,45 @@ impl snapshots_server::Snapshots for Service {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
         let name = named(&r.snapshotter)?;
-        reply(MountsResponse { mounts: self.store.mounts(&scope.namespace, name, &r.key).await? })
+        reply(MountsResponse {
+            mounts: self.store.mounts(&scope.namespace, name, &r.key).await?,
+        })
     }
 
     async fn commit(&self, r: Request<CommitSnapshotRequest>) -> Answer<Empty> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
-        let commit = Commit { name: r.name, key: r.key, parent: r.parent, labels: r.labels };
-        self.store.commit(&scope, named(&r.snapshotter)?, commit).await?;
+        let commit = Commit {
+            name: r.name,
+            key: r.key,
+            parent: r.parent,
+            labels: r.labels,
+        };
+        self.store
+            .commit(&scope, named(&r.snapshotter)?, commit)
+            .await?;
         done()
     }
 
     async fn remove(&self, r: Request<RemoveSnapshotRequest>) -> Answer<Empty> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
-        self.store.remove(&scope, named(&r.snapshotter)?, &r.key).await?;
+        self.store
+            .remove(&scope, named(&r.snapshotter)?, &r.key)
+            .await?;
         done()
     }
 
     async fn stat(&self, r: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
-        let info = self.store.stat(&scope.namespace, named(&r.snapshotter)?, &r.key).await?;
-        reply(StatSnapshotResponse { info: Some(message(info)) })
+        let info = self
+            .store
+            .stat(&scope.namespace, named(&r.snapshotter)?, &r.key)
+            .await?;
+        reply(StatSnapshotResponse {
+            info: Some(message(info)),
+        })
     }
 
     async fn update(&self, r: Request<UpdateSnapshotRequest>) -> Answer<UpdateSnapshotResponse> {
@@ -79,9 +101,13 @@ impl snapshots_server::Snapshots for Service {
         let r = r.into_inner();
         let name = named(&r.snapshotter)?;
         let info = wanted(required(r.info, "info")?);
-        let info =
-            self.store.update(&scope.namespace, name, info, &paths(r.update_mask)).await?;
-        reply(UpdateSnapshotResponse { info: Some(message(info)) })
+        let info = self
+            .store
+            .update(&scope.namespace, name, info, &paths(r.update_mask))
+            .await?;
+        reply(UpdateSnapshotResponse {
+            info: Some(message(info)),
+        })
     }
 
     async fn list(
@@ -100,8 +126,14 @@ impl snapshots_server::Snapshots for Service {
     async fn usage(&self, r: Request<UsageRequest>) -> Answer<UsageResponse> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
-        let usage = self.store.usage(&scope.namespace, named(&r.snapshotter)?, &r.key).await?;
-        reply(UsageResponse { size: usage.size, inodes: usage.inodes })
+        let usage = self
+            .store
+            .usage(&scope.namespace, named(&r.snapshotter)?, &r.key)
+            .await?;
+        reply(UsageResponse {
+            size: usage.size,
+            inodes: usage.inodes,
+        })
     }
 
     async fn cleanup(&self, r: Request<CleanupRequest>) -> Answer<Empty> {
@@ -154,10 +186,12 @@ fn wanted(info: Message) -> Info {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("snapshots").requires::<kinds::Metadata>().init_plain(|cx| {
-        Box::pin(async move {
-            let store = cx.single::<kinds::Metadata>()?.snapshots();
-            Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+    Registration::new::<kinds::Grpc>("snapshots")
+        .requires::<kinds::Metadata>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let store = cx.single::<kinds::Metadata>()?.snapshots();
+                Ok(Arc::new(Service { store }) as Arc<dyn GrpcService>)
+            })
         })
-    })
 }

@@ -61,10 +61,17 @@ impl Service {
         let timestamp = Some(time::now());
         let stats = match tokio::time::timeout(self.stats_patience, task.stats()).await {
             Ok(stats) => stats,
-            Err(_) => Err(Error::new(Kind::DeadlineExceeded, Kind::DeadlineExceeded.words())),
+            Err(_) => Err(Error::new(
+                Kind::DeadlineExceeded,
+                Kind::DeadlineExceeded.words(),
+            )),
         };
         match stats {
-            Ok(data) => Some(Metric { timestamp, id: task.id().to_owned(), data }),
+            Ok(data) => Some(Metric {
+                timestamp,
+                id: task.id().to_owned(),
+                data,
+            }),
             Err(e) => {
                 if e.kind() != Kind::NotFound {
                     error!(container.id = task.id(), error = %e, "collect metrics");
@@ -88,14 +95,19 @@ impl tasks_server::Tasks for Service {
         }
         let task = self.runtime.create(&ns, &id, options).await?;
         info!(container.id = %id, namespace = %ns, pid = task.pid(), "task created");
-        reply(CreateTaskResponse { container_id: id, pid: task.pid() })
+        reply(CreateTaskResponse {
+            container_id: id,
+            pid: task.pid(),
+        })
     }
 
     async fn start(&self, r: Request<StartRequest>) -> Answer<StartResponse> {
         let ns = Scope::of(&r)?.namespace;
         let r = r.into_inner();
         let task = self.task(&ns, &r.container_id).await?;
-        reply(StartResponse { pid: task.start(&r.exec_id).await? })
+        reply(StartResponse {
+            pid: task.start(&r.exec_id).await?,
+        })
     }
 
     async fn delete(&self, r: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
@@ -132,7 +144,9 @@ impl tasks_server::Tasks for Service {
         let ns = Scope::of(&r)?.namespace;
         let r = r.into_inner();
         let task = self.task(&ns, &r.container_id).await?;
-        reply(GetResponse { process: Some(process(&task, &r.exec_id).await?) })
+        reply(GetResponse {
+            process: Some(process(&task, &r.exec_id).await?),
+        })
     }
 
     async fn list(&self, r: Request<ListTasksRequest>) -> Answer<ListTasksResponse> {
@@ -200,21 +214,36 @@ impl tasks_server::Tasks for Service {
 
     async fn pause(&self, r: Request<PauseTaskRequest>) -> Answer<Empty> {
         let ns = Scope::of(&r)?.namespace;
-        self.task(&ns, &r.get_ref().container_id).await?.pause().await?;
+        self.task(&ns, &r.get_ref().container_id)
+            .await?
+            .pause()
+            .await?;
         done()
     }
 
     async fn resume(&self, r: Request<ResumeTaskRequest>) -> Answer<Empty> {
         let ns = Scope::of(&r)?.namespace;
-        self.task(&ns, &r.get_ref().container_id).await?.resume().await?;
+        self.task(&ns, &r.get_ref().container_id)
+            .await?
+            .resume()
+            .await?;
         done()
     }
 
     async fn list_pids(&self, r: Request<ListPidsRequest>) -> Answer<ListPidsResponse> {
         let ns = Scope::of(&r)?.namespace;
-        let pids = self.task(&ns, &r.get_ref().container_id).await?.pids().await?;
-        let processes =
-            pids.into_iter().map(|p| ProcessInfo { pid: p.pid, info: p.info }).collect();
+        let pids = self
+            .task(&ns, &r.get_ref().container_id)
+            .await?
+            .pids()
+            .await?;
+        let processes = pids
+            .into_iter()
+            .map(|p| ProcessInfo {
+                pid: p.pid,
+                info: p.info,
+            })
+            .collect();
         reply(ListPidsResponse { processes })
     }
 
@@ -254,7 +283,9 @@ impl tasks_server::Tasks for Service {
             })
         });
         let metrics = join_all(tasks.iter().map(|task| self.metric(task))).await;
-        reply(MetricsResponse { metrics: metrics.into_iter().flatten().collect() })
+        reply(MetricsResponse {
+            metrics: metrics.into_iter().flatten().collect(),
+        })
     }
 
     async fn wait(&self, r: Request<WaitRequest>) -> Answer<WaitResponse> {
@@ -262,7 +293,10 @@ impl tasks_server::Tasks for Service {
         let r = r.into_inner();
         let task = self.task(&ns, &r.container_id).await?;
         let exit = task.wait(&r.exec_id).await?;
-        reply(WaitResponse { exit_status: exit.status, exited_at: stamp(exit.at) })
+        reply(WaitResponse {
+            exit_status: exit.status,
+            exited_at: stamp(exit.at),
+        })
     }
 }
 
@@ -273,9 +307,14 @@ fn create_options(r: CreateTaskRequest, container: Container) -> Result<CreateOp
     let runc: Option<Options> = r.options.as_ref().and_then(|o| any::unpack(o).ok());
     let runc = runc.unwrap_or_default();
     if r.checkpoint.is_some() {
-        return Err(Error::not_implemented("create a task from a checkpoint in the content store"));
+        return Err(Error::not_implemented(
+            "create a task from a checkpoint in the content store",
+        ));
     }
-    #[expect(deprecated, reason = "older clients still name the address there (API 1.12)")]
+    #[expect(
+        deprecated,
+        reason = "older clients still name the address there (API 1.12)"
+    )]
     let (address, version) = (runc.task_api_address, runc.task_api_version);
     Ok(CreateOptions {
         spec: container.spec,
@@ -287,28 +326,49 @@ fn create_options(r: CreateTaskRequest, container: Container) -> Result<CreateOp
             terminal: r.terminal,
         },
         checkpoint: runc.criu_image_path,
-        runtime: if r.runtime_path.is_empty() { runtime.name } else { r.runtime_path },
+        runtime: if r.runtime_path.is_empty() {
+            runtime.name
+        } else {
+            r.runtime_path
+        },
         runtime_options: runtime.options,
         task_options: r.options,
         sandbox_id: container.sandbox,
-        address: if r.task_api_address.is_empty() { address } else { r.task_api_address },
-        version: if r.task_api_version == 0 { version } else { r.task_api_version },
+        address: if r.task_api_address.is_empty() {
+            address
+        } else {
+            r.task_api_address
+        },
+        version: if r.task_api_version == 0 {
+            version
+        } else {
+            r.task_api_version
+        },
     })
 }
 
 /// Where the client wants the checkpoint's images; empty: in the content store.
 fn image_path(container: &Container, options: Option<&corten_core::Any>) -> Result<String, Error> {
-    let Some(options) = options else { return Ok(String::new()) };
+    let Some(options) = options else {
+        return Ok(String::new());
+    };
     let options: CheckpointOptions = any::unpack(options).map_err(|_| {
         let runtime = container.runtime.as_ref().map_or("", |r| r.name.as_str());
-        Error::new(Kind::Unknown, format!("invalid task checkpoint option for {runtime}"))
+        Error::new(
+            Kind::Unknown,
+            format!("invalid task checkpoint option for {runtime}"),
+        )
     })?;
     Ok(options.image_path)
 }
 
 /// The state of one process. A shim that answers with an error has a process all the same, in an unknown state.
 async fn process(task: &Arc<dyn Task>, exec_id: &str) -> Result<Process, Error> {
-    let id = if exec_id.is_empty() { task.id() } else { exec_id };
+    let id = if exec_id.is_empty() {
+        task.id()
+    } else {
+        exec_id
+    };
     let state = match task.state(exec_id).await {
         Ok(state) => state,
         Err(e) => match e.kind() {
@@ -347,7 +407,10 @@ pub fn registration() -> Registration {
         .requires::<kinds::Runtime>()
         .init_plain(|cx| {
             Box::pin(async move {
-                let stats = cx.properties().timeouts.get("io.containerd.timeout.metrics.shimstats");
+                let stats = cx
+                    .properties()
+                    .timeouts
+                    .get("io.containerd.timeout.metrics.shimstats");
                 let service = Service {
                     stats_patience: stats.copied().unwrap_or(Duration::from_secs(2)),
                     containers: cx.single::<kinds::Metadata>()?.containers(),
@@ -363,7 +426,11 @@ mod tests {
     use super::*;
 
     fn container() -> Container {
-        let mut c = Container { id: "c".into(), sandbox: "s".into(), ..Default::default() };
+        let mut c = Container {
+            id: "c".into(),
+            sandbox: "s".into(),
+            ..Default::default()
+        };
         c.runtime.get_or_insert_default().name = "io.containerd.runc.v2".into();
         c
     }
@@ -371,7 +438,10 @@ mod tests {
     #[test]
     fn a_task_is_made_from_request_and_record() {
         let o = create_options(CreateTaskRequest::default(), container()).unwrap();
-        assert_eq!((o.runtime.as_str(), o.sandbox_id.as_str()), ("io.containerd.runc.v2", "s"));
+        assert_eq!(
+            (o.runtime.as_str(), o.sandbox_id.as_str()),
+            ("io.containerd.runc.v2", "s")
+        );
         #[expect(deprecated, reason = "that is the point")]
         let old = Options {
             task_api_address: "ttrpc+unix:///old".into(),
@@ -394,9 +464,18 @@ mod tests {
     #[test]
     fn checkpoint_options_of_another_type_are_refused() {
         assert_eq!(image_path(&container(), None).unwrap(), "");
-        let wanted = CheckpointOptions { image_path: "/x".into(), ..Default::default() };
-        assert_eq!(image_path(&container(), Some(&any::pack(&wanted))).unwrap(), "/x");
+        let wanted = CheckpointOptions {
+            image_path: "/x".into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            image_path(&container(), Some(&any::pack(&wanted))).unwrap(),
+            "/x"
+        );
         let e = image_path(&container(), Some(&any::pack(&Options::default()))).unwrap_err();
-        assert_eq!(e.to_string(), "invalid task checkpoint option for io.containerd.runc.v2");
+        assert_eq!(
+            e.to_string(),
+            "invalid task checkpoint option for io.containerd.runc.v2"
+        );
     }
 }

@@ -27,7 +27,10 @@ facade!(Service, version_server::VersionServer);
 #[async_trait]
 impl version_server::Version for Service {
     async fn version(&self, _: Request<Empty>) -> Answer<VersionResponse> {
-        reply(VersionResponse { version: self.version.clone(), revision: REVISION.to_owned() })
+        reply(VersionResponse {
+            version: self.version.clone(),
+            revision: REVISION.to_owned(),
+        })
     }
 }
 

@@ -59,11 +59,19 @@ pub(super) fn session<S>(
 where
     S: Stream<Item = Result<WriteContentRequest, Status>> + Send + Unpin + 'static,
 {
-    let session = Session { store, scope, requests, state: State::Unopened };
-    Box::pin(futures::stream::try_unfold(session, |mut session| async move {
-        let answer = session.step().await?;
-        Ok(answer.map(|a| (a, session)))
-    }))
+    let session = Session {
+        store,
+        scope,
+        requests,
+        state: State::Unopened,
+    };
+    Box::pin(futures::stream::try_unfold(
+        session,
+        |mut session| async move {
+            let answer = session.step().await?;
+            Ok(answer.map(|a| (a, session)))
+        },
+    ))
 }
 
 // === impl Session ===
@@ -85,11 +93,17 @@ where
         }
         let action = action(&request)?;
         if let Some(expected) = expected(&request)?
-            && self.store.info(&self.scope.namespace, &expected).await.is_ok()
+            && self
+                .store
+                .info(&self.scope.namespace, &expected)
+                .await
+                .is_ok()
         {
             return Err(self.already_there(&expected).await)?;
         }
-        let State::Open(open) = &mut self.state else { return Ok(None) };
+        let State::Open(open) = &mut self.state else {
+            return Ok(None);
+        };
         let answer = open.handle(action, request).await?;
         if action == WriteAction::Commit {
             self.state = State::Ended;
@@ -139,7 +153,9 @@ impl Open {
             self.append(status.offset, &request).await?;
         }
         if action == WriteAction::Commit {
-            self.writer.commit(self.total, self.expected.clone(), request.labels).await?;
+            self.writer
+                .commit(self.total, self.expected.clone(), request.labels)
+                .await?;
         }
         self.answer.digest = self.writer.digest().to_string();
         Ok(self.answer.clone())
@@ -149,7 +165,10 @@ impl Open {
         if request.offset > 0 && request.offset != signed(current) {
             return Err(Error::new(
                 Kind::OutOfRange,
-                format!("write @{} must occur at current offset {current}", request.offset),
+                format!(
+                    "write @{} must occur at current offset {current}",
+                    request.offset
+                ),
             ));
         }
         if request.offset == 0 && current > 0 {
@@ -164,25 +183,35 @@ impl Open {
     }
 }
 
-    /// Opens what the first message names.
-async fn open(store: &Arc<dyn Content>, scope: &Scope, first: &WriteContentRequest) -> Result<Open> {
-        if first.r#ref.is_empty() {
-            return Err(Error::new(
-                Kind::InvalidArgument,
-                "first message must have a reference",
-            ));
-        }
-        let options = WriterOptions {
-            r#ref: first.r#ref.clone(),
-            total: u64::try_from(first.total).unwrap_or(0),
-            expected: expected(first)?,
-            media_type: String::new(),
-        };
-        let (total, expected) = (options.total, options.expected.clone());
-        let writer = store.writer(scope, options).await?;
-        let answer = WriteContentResponse::default();
-        Ok(Open { writer, r#ref: first.r#ref.clone(), total, expected, answer })
+/// Opens what the first message names.
+async fn open(
+    store: &Arc<dyn Content>,
+    scope: &Scope,
+    first: &WriteContentRequest,
+) -> Result<Open> {
+    if first.r#ref.is_empty() {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            "first message must have a reference",
+        ));
     }
+    let options = WriterOptions {
+        r#ref: first.r#ref.clone(),
+        total: u64::try_from(first.total).unwrap_or(0),
+        expected: expected(first)?,
+        media_type: String::new(),
+    };
+    let (total, expected) = (options.total, options.expected.clone());
+    let writer = store.writer(scope, options).await?;
+    let answer = WriteContentResponse::default();
+    Ok(Open {
+        writer,
+        r#ref: first.r#ref.clone(),
+        total,
+        expected,
+        answer,
+    })
+}
 
 fn action(request: &WriteContentRequest) -> Result<WriteAction> {
     WriteAction::try_from(request.action)

@@ -31,7 +31,10 @@ impl Drop for MemoryWriter {
     fn drop(&mut self) {
         if !self.committed {
             let data = std::mem::take(&mut self.data);
-            self.store.ingests.lock().insert(self.options.r#ref.clone(), data);
+            self.store
+                .ingests
+                .lock()
+                .insert(self.options.r#ref.clone(), data);
         }
     }
 }
@@ -87,11 +90,26 @@ impl Content for Handle {
         }
     }
     async fn writer(&self, _: &Scope, options: WriterOptions) -> Result<Box<dyn Writer>> {
-        let data = self.0.ingests.lock().remove(&options.r#ref).unwrap_or_default();
-        Ok(Box::new(MemoryWriter { store: self.0.clone(), options, data, committed: false }))
+        let data = self
+            .0
+            .ingests
+            .lock()
+            .remove(&options.r#ref)
+            .unwrap_or_default();
+        Ok(Box::new(MemoryWriter {
+            store: self.0.clone(),
+            options,
+            data,
+            committed: false,
+        }))
     }
     async fn abort(&self, _: &Scope, r#ref: &str) -> Result<()> {
-        self.0.ingests.lock().remove(r#ref).map(|_| ()).ok_or_else(|| Error::not_found(r#ref))
+        self.0
+            .ingests
+            .lock()
+            .remove(r#ref)
+            .map(|_| ())
+            .ok_or_else(|| Error::not_found(r#ref))
     }
     async fn update(&self, _: &Namespace, _: Info, _: &[String]) -> Result<Info> {
         unreachable!()
@@ -129,10 +147,17 @@ async fn run(
 ) -> Result<Vec<WriteContentResponse>, Status> {
     let scope = Scope::new(Namespace::new("ns").unwrap());
     let requests = futures::stream::iter(requests.into_iter().map(Ok));
-    session(Arc::new(Handle(store.clone())), scope, requests).try_collect().await
+    session(Arc::new(Handle(store.clone())), scope, requests)
+        .try_collect()
+        .await
 }
 
-async fn check_err(store: &Arc<Memory>, requests: Vec<WriteContentRequest>, code: Code, text: &str) {
+async fn check_err(
+    store: &Arc<Memory>,
+    requests: Vec<WriteContentRequest>,
+    code: Code,
+    text: &str,
+) {
     let e = run(store, requests).await.unwrap_err();
     assert_eq!((e.code(), e.message()), (code, text));
 }
@@ -148,8 +173,13 @@ async fn a_blob_is_written_and_committed_and_the_stream_ends() {
     commit.expected.clone_from(&digest);
     commit.total = 6;
     let after = message(Stat, 0, b"");
-    let requests =
-        vec![message(Stat, 0, b""), message(Write, 0, b"abc"), message(Write, 3, b"def"), commit, after];
+    let requests = vec![
+        message(Stat, 0, b""),
+        message(Write, 0, b"abc"),
+        message(Write, 3, b"def"),
+        commit,
+        after,
+    ];
     let answers = run(&store, requests).await.unwrap();
     let offsets: Vec<_> = answers.iter().map(|a| a.offset).collect();
     assert_eq!(offsets, [0, 3, 6, 6]);
@@ -172,7 +202,12 @@ async fn offsets_are_checked_and_zero_starts_over() {
     // The ingest survived the failed session and is resumed.
     let answers = run(&store, vec![message(Stat, 0, b"")]).await.unwrap();
     assert_eq!(answers[0].offset, 3);
-    let answers = run(&store, vec![message(Write, 0, b"z"), message(Commit, 1, b"")]).await.unwrap();
+    let answers = run(
+        &store,
+        vec![message(Write, 0, b"z"), message(Commit, 1, b"")],
+    )
+    .await
+    .unwrap();
     assert_eq!(answers[0].offset, 1);
     assert_eq!(answers[1].digest, Digest::sha256(b"z").to_string());
 }
@@ -203,12 +238,21 @@ async fn bad_messages_are_refused() {
     check_err(&store, vec![unnamed], Code::InvalidArgument, text).await;
     let mut nonsense = message(Write, 0, b"a");
     nonsense.expected = "sha256:../../x".into();
-    assert_eq!(run(&store, vec![nonsense]).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        run(&store, vec![nonsense]).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
     let mut odd = message(Write, 0, b"a");
     odd.action = 9;
-    assert_eq!(run(&store, vec![odd]).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        run(&store, vec![odd]).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
     let mut wrong = message(Commit, 0, b"a");
     wrong.total = 5;
-    assert_eq!(run(&store, vec![wrong]).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(
+        run(&store, vec![wrong]).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
     assert!(run(&store, vec![]).await.unwrap().is_empty());
 }

@@ -1,7 +1,8 @@
 //! The metadata plugin (`io.containerd.metadata.v1.bolt`).
 //!
 //! The id is the one that users, configs and other plugins know; the store behind it is redb, not bolt. It lies in
-//! `<root>/io.containerd.metadata.v1.bolt/meta.redb`. containerd's own `meta.db` in that folder is left alone.
+//! `<root>/io.containerd.metadata.v1.bolt/meta.redb`. containerd's own `meta.db` in that folder is left alone,
+//! and while it is there no blob or snapshot is ever freed, because it may name them.
 
 use std::sync::Arc;
 

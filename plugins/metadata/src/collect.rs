@@ -99,9 +99,10 @@ async fn announce(db: &Db, garbage: &[Node]) {
         let name = node.name.clone();
         match &node.what {
             What::Image => {
-                db.publish(&ns, "/images/delete", &ImageDelete { name })
-                    .await
+                let event = ImageDelete { name };
+                db.publish(&ns, "/images/delete", &event).await;
             }
+
             What::Snapshot(snapshotter) => {
                 let event = SnapshotRemove {
                     key: name,

@@ -49,7 +49,8 @@ impl std::fmt::Debug for Parts {
     }
 }
 
-type Callback = Box<dyn Fn(bool) + Send + Sync>;
+/// Told after each change whether something was deleted since the last collection.
+pub(crate) type Callback = Box<dyn Fn(bool) + Send + Sync>;
 
 pub(crate) struct Db {
     pub(crate) store: Store,

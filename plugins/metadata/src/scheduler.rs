@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, trace};
 
+use crate::db::Callback;
 use crate::duration;
 
 /// The config of the plugin, in containerd's words.
@@ -181,7 +182,7 @@ impl Clock {
 pub(crate) fn start(
     collector: Arc<dyn Collector>,
     config: Config,
-) -> (Arc<dyn Scheduler>, Box<dyn Fn(bool) + Send + Sync>) {
+) -> (Arc<dyn Scheduler>, Callback) {
     let state = Arc::new(State::default());
     let tasks = TaskSet::new();
     tasks.spawn(

@@ -40,15 +40,14 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("corten");
 
+/// Is shown keys and values, and says whether to go on.
+pub(crate) type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'a;
+
 /// Looking things up, in a snapshot or inside a mutation.
 pub(crate) trait Read {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
     /// Visits all pairs whose key begins with `prefix`, in order, until `visit` returns false.
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
-    ) -> Result<()>;
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()>;
 }
 
 /// A mutation under way: the transaction with the mutation's own writes over it.
@@ -303,11 +302,7 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> Read for Base<'_, T> {
         Ok(found.map(|v| v.value().to_vec()))
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         for pair in self.0.range(prefix..).map_err(failed("scan metadata"))? {
             let (key, value) = pair.map_err(failed("scan metadata"))?;
             if !key.value().starts_with(prefix) || !visit(key.value(), value.value())? {
@@ -326,11 +321,7 @@ impl Read for Txn<'_> {
         }
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         let mut own = self
             .pending
             .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))

@@ -6,5 +6,6 @@ mod fakes;
 mod gc;
 mod load;
 mod model;
+mod plugins;
 mod records;
 mod snapshots;

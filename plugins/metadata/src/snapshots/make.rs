@@ -94,7 +94,7 @@ impl Make {
         let this = self.clone();
         let name = self.key.clone();
         let stored = db
-            .write(move |txn| this.store(txn, &name, record, &parent))
+            .write(move |txn| this.store(txn, &name, &record, &parent))
             .await;
         let refused = match stored {
             Ok(true) => return Ok(mounts),
@@ -153,7 +153,13 @@ impl Make {
     }
 
     /// Stores the record under `name`; false when that name is taken. `parent` is what the backend has as parent.
-    fn store(&self, txn: &mut Txn<'_>, name: &str, record: Snapshot, parent: &str) -> Result<bool> {
+    fn store(
+        &self,
+        txn: &mut Txn<'_>,
+        name: &str,
+        record: &Snapshot,
+        parent: &str,
+    ) -> Result<bool> {
         let (ns, sn) = (&self.scope.namespace, self.snapshotter.as_str());
         let kind = leases::snapshots_of(sn);
         if name != self.key {
@@ -171,7 +177,7 @@ impl Make {
             }
             txn.put(&link(ns, sn, &self.parent, name), &[])?;
         }
-        save(txn, &at(ns, sn, name), &record)?;
+        save(txn, &at(ns, sn, name), record)?;
         Ok(true)
     }
 
@@ -207,7 +213,7 @@ impl Make {
         );
         let (this, name, parent) = (self.clone(), target.clone(), found.parent);
         self.db
-            .write(move |txn| this.store(txn, &name, record, &parent))
+            .write(move |txn| this.store(txn, &name, &record, &parent))
             .await?;
         Err(Error::already_exists(format!(
             "target snapshot {target:?} from snapshotter"

@@ -133,11 +133,7 @@ impl Read for Map {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         Ok(self.0.get(key).cloned())
     }
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         for (k, v) in self
             .0
             .range(prefix.to_vec()..)
@@ -181,4 +177,44 @@ proptest! {
             .collect();
         prop_assert_eq!(dump(&txn, prefix.as_bytes()), below);
     }
+}
+
+/// Needs a small file system of its own: set the variable to a folder on a tmpfs of a few MiB.
+#[tokio::test]
+async fn a_full_disk_fails_writes_and_heals_by_itself() {
+    let Some(disk) = std::env::var_os("CORTEN_TEST_SMALL_DISK") else {
+        return;
+    };
+    let disk = PathBuf::from(disk);
+    let s = Store::open(&disk.join("meta.redb"), Options::default()).unwrap();
+    let ballast = disk.join("ballast");
+    s.write(|t| t.put(b"first", b"1")).await.unwrap();
+    // Fill the disk to the brim.
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[7; 4096]).is_ok() {}
+    drop(file);
+    let mut kept = 0;
+    let e = loop {
+        match s
+            .write(move |t| t.put(format!("k{kept}").as_bytes(), &[1; 65536]))
+            .await
+        {
+            Ok(_) => kept += 1,
+            Err(e) => break e,
+        }
+        assert!(kept < 1000);
+    };
+    assert_eq!(e.kind(), Kind::ResourceExhausted, "{e}");
+    assert_eq!(
+        s.read(|r| r.get(b"first")).unwrap().unwrap(),
+        b"1",
+        "reading goes on"
+    );
+    std::fs::remove_file(&ballast).unwrap();
+    s.write(|t| t.put(b"second", b"2")).await.unwrap();
+    let all = s.read(|r| Ok(dump(r, b"k").len())).unwrap();
+    assert_eq!(all, kept, "what was acknowledged is there, the rest is not");
+    drop(s);
+    let s = Store::open(&disk.join("meta.redb"), Options::default()).unwrap();
+    assert_eq!(s.read(|r| r.get(b"second")).unwrap().unwrap(), b"2");
 }

@@ -5,7 +5,7 @@
 //! discovery  runtime name -> binary              bundle     a task's folders
 //! command    start, delete, -info                bootstrap  what `start` is told and answers
 //! connection one watched ttrpc connection        shim       one container's shim: the Task trait
-//! task       io.containerd.runtime.v2 "task": create, delete, what a lost connection means
+//! task       io.containerd.runtime.v2 "task": create, delete      end   what the end of a shim means
 //! restore    shims of a previous daemon          log        the shim's log FIFO
 //! features   what must be asked of the runtime before a spec is handed to it
 //! ```
@@ -16,6 +16,7 @@ mod bundle;
 mod command;
 mod connection;
 mod discovery;
+mod end;
 #[cfg(test)]
 mod fake;
 mod features;

@@ -23,8 +23,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::bundle::Bundle;
 use crate::connection::CallError;
+use crate::end::unknown_exit;
 use crate::shim::Shim;
-use crate::task::{TaskManager, unknown_exit};
+use crate::task::TaskManager;
 use crate::{bootstrap, log};
 
 /// Bundles looked at at the same time. Each may run one helper process.

@@ -7,17 +7,16 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use corten_core::containers::Containers;
-use corten_core::events::{self, Events};
+use corten_core::events::Events;
 use corten_core::kinds;
 use corten_core::runtime::{CreateOptions, Exit, Task, Tasks};
 use corten_core::sandbox::Sandboxes;
 use corten_core::tasks_set::TaskSet;
 use corten_core::{Any, Context as _, Error, Kind, Namespace, Result};
-use corten_protos::containerd::events::{TaskDelete, TaskExit};
+
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::containerd::task::v3::CreateTaskRequest;
 use corten_protos::containerd::types::RuntimeInfo;
@@ -25,7 +24,7 @@ use corten_registry::{Platform, Registration};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::bundle::Bundle;
 use crate::command::{self, Helper};
@@ -36,8 +35,6 @@ use crate::{bootstrap, features, log};
 
 /// Log URIs that shims take.
 const LOG_URI_SCHEMES: &str = "fifo,binary,binary-v2,file";
-/// Exit status of a container whose end nobody could tell.
-const UNKNOWN_EXIT: u32 = 255;
 /// First version whose shims serve containers that they did not see in `start`.
 const JOINABLE: i32 = 3;
 
@@ -117,7 +114,7 @@ impl Inner {
     }
 
     /// Forgets exactly this shim; `false` when it was not listed.
-    fn remove(&self, shim: &Arc<Shim>) -> bool {
+    pub(crate) fn remove(&self, shim: &Arc<Shim>) -> bool {
         let key = (shim.bundle.namespace.clone(), shim.bundle.id.clone());
         let mut shims = self.shims.lock();
         let listed = shims.get(&key).is_some_and(|s| Arc::ptr_eq(s, shim));
@@ -125,114 +122,6 @@ impl Inner {
             shims.remove(&key);
         }
         listed
-    }
-
-    /// Tells everybody that a container ended whose shim cannot tell.
-    pub(crate) async fn publish_end(&self, bundle: &Bundle, exit: Exit) {
-        let (ns, id) = (&bundle.namespace, &bundle.id);
-        let exited = TaskExit {
-            container_id: id.clone(),
-            id: id.clone(),
-            pid: exit.pid,
-            exit_status: exit.status,
-            exited_at: Some(exit.at.into()),
-        };
-        events::publish(self.events.as_ref(), ns, "/tasks/exit", &exited).await;
-        let deleted = TaskDelete {
-            container_id: id.clone(),
-            pid: exit.pid,
-            exit_status: exit.status,
-            exited_at: Some(exit.at.into()),
-            ..Default::default()
-        };
-        events::publish(self.events.as_ref(), ns, "/tasks/delete", &deleted).await;
-    }
-
-    /// Runs the shim's `delete` for a bundle whose shim is dead, then removes the bundle. A bundle whose `delete`
-    /// failed stays: the next boot tries again.
-    pub(crate) async fn clean_up(&self, binary: &Path, bundle: &Bundle) -> Option<Exit> {
-        info!(container.id = %bundle.id, "cleaning up dead shim");
-        let done = async {
-            let exit = self.helper(binary, bundle).delete().await?;
-            bundle.delete().await?;
-            Ok::<_, Error>(exit)
-        };
-        let timeouts = self.manager.timeouts;
-        let done = tokio::time::timeout(timeouts.cleanup, done)
-            .await
-            .unwrap_or_else(|_| {
-                Err(Error::new(
-                    Kind::DeadlineExceeded,
-                    "shim killed after context deadline exceeded: signal: killed",
-                ))
-            });
-        done.inspect_err(|error| {
-            warn!(container.id = %bundle.id, %error, "clean up after a dead shim");
-        })
-        .ok()
-    }
-
-    /// What the loss of a connection means: the shim is dead, and so is its container.
-    async fn on_lost(&self, shim: Arc<Shim>) {
-        if shim.deleted().is_some() {
-            // It published its events itself and had nothing left to do.
-            return self.finish(&shim).await;
-        }
-        info!(container.id = %shim.bundle.id, "shim disconnected");
-        let exit = self
-            .clean_up(&shim.binary, &shim.bundle)
-            .await
-            .unwrap_or_else(|| unknown_exit(shim.pid()));
-        if self.remove(&shim) && shim.is_announced() {
-            self.publish_end(&shim.bundle, exit).await;
-        }
-        shim.set_end(Some(exit));
-    }
-
-    /// Tears down a shim on which nothing can be built. Every step is bounded; none stops the next.
-    pub(crate) async fn tear_down(&self, shim: &Arc<Shim>) {
-        self.remove(shim);
-        if !shim.release() {
-            return self.await_end(shim).await;
-        }
-        let deleted = shim.delete_init(Some(self.manager.timeouts.cleanup)).await;
-        if let Err(e) = shim.shutdown().await {
-            warn!(container.id = %shim.bundle.id, error = %Error::from(e), "shut down a shim");
-        }
-        shim.connection.close();
-        if deleted.is_err() {
-            // The shim could not, or had nothing to: whatever a half-made container left is its binary's to find.
-            self.clean_up(&shim.binary, &shim.bundle).await;
-        }
-        shim.set_end(deleted.ok());
-    }
-
-    /// Closes a connection that did its duty, and removes the bundle.
-    async fn close(&self, shim: &Arc<Shim>) {
-        if !shim.release() {
-            return self.await_end(shim).await;
-        }
-        shim.connection.close();
-        if shim.deleted().is_none() {
-            self.clean_up(&shim.binary, &shim.bundle).await;
-        }
-        self.finish(shim).await;
-    }
-
-    async fn finish(&self, shim: &Arc<Shim>) {
-        if let Err(error) = shim.bundle.delete().await {
-            error!(container.id = %shim.bundle.id, %error, "failed to delete bundle");
-        }
-        self.remove(shim);
-        shim.set_end(shim.deleted());
-    }
-
-    /// Someone else deals with the end of this shim: waits for it, in vain only if that is stuck.
-    async fn await_end(&self, shim: &Arc<Shim>) {
-        let patience = self.manager.timeouts.cleanup * 3;
-        if tokio::time::timeout(patience, shim.end()).await.is_err() {
-            warn!(container.id = %shim.bundle.id, "the clean-up of a shim takes too long");
-        }
     }
 }
 
@@ -526,15 +415,6 @@ impl Tasks for TaskManager {
     async fn info(&self, runtime: &str, options: Option<Any>) -> Result<RuntimeInfo> {
         let binary = self.manager.discovery.resolve(runtime)?;
         command::info(&binary, options.as_ref()).await
-    }
-}
-
-/// The end of a container of which nobody can tell more.
-pub(crate) fn unknown_exit(pid: u32) -> Exit {
-    Exit {
-        pid,
-        status: UNKNOWN_EXIT,
-        at: SystemTime::now(),
     }
 }
 

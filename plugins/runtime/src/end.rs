@@ -1,0 +1,141 @@
+//! The end of a shim: wanted, failed, or sudden.
+//!
+//! Whoever first claims it (`Shim::release`) deals with it; others wait for `Shim::end`. Every step asked of a shim
+//! that may be stuck is bounded.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use corten_core::runtime::{Exit, Task};
+use corten_core::{Error, Kind, events};
+use corten_protos::containerd::events::{TaskDelete, TaskExit};
+use tracing::{error, info, warn};
+
+use crate::bundle::Bundle;
+use crate::shim::Shim;
+use crate::task::Inner;
+
+/// Exit status of a container whose end nobody could tell.
+const UNKNOWN_EXIT: u32 = 255;
+
+// === impl Inner ===
+
+impl Inner {
+    /// Tells everybody that a container ended whose shim cannot tell.
+    pub(crate) async fn publish_end(&self, bundle: &Bundle, exit: Exit) {
+        let (ns, id) = (&bundle.namespace, &bundle.id);
+        let exited = TaskExit {
+            container_id: id.clone(),
+            id: id.clone(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: Some(exit.at.into()),
+        };
+        events::publish(self.events.as_ref(), ns, "/tasks/exit", &exited).await;
+        let deleted = TaskDelete {
+            container_id: id.clone(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: Some(exit.at.into()),
+            ..Default::default()
+        };
+        events::publish(self.events.as_ref(), ns, "/tasks/delete", &deleted).await;
+    }
+
+    /// Runs the shim's `delete` for a bundle whose shim is dead, then removes the bundle. A bundle whose `delete`
+    /// failed stays: the next boot tries again.
+    pub(crate) async fn clean_up(&self, binary: &Path, bundle: &Bundle) -> Option<Exit> {
+        info!(container.id = %bundle.id, "cleaning up dead shim");
+        let done = async {
+            let exit = self.helper(binary, bundle).delete().await?;
+            bundle.delete().await?;
+            Ok::<_, Error>(exit)
+        };
+        let timeouts = self.manager.timeouts;
+        let done = tokio::time::timeout(timeouts.cleanup, done)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    Kind::DeadlineExceeded,
+                    "shim killed after context deadline exceeded: signal: killed",
+                ))
+            });
+        done.inspect_err(|error| {
+            warn!(container.id = %bundle.id, %error, "clean up after a dead shim");
+        })
+        .ok()
+    }
+
+    /// What the loss of a connection means: the shim is dead, and so is its container.
+    pub(crate) async fn on_lost(&self, shim: Arc<Shim>) {
+        if shim.deleted().is_some() {
+            // It published its events itself and had nothing left to do.
+            return self.finish(&shim).await;
+        }
+        info!(container.id = %shim.bundle.id, "shim disconnected");
+        let exit = self
+            .clean_up(&shim.binary, &shim.bundle)
+            .await
+            .unwrap_or_else(|| unknown_exit(shim.pid()));
+        if self.remove(&shim) && shim.is_announced() {
+            self.publish_end(&shim.bundle, exit).await;
+        }
+        shim.set_end(Some(exit));
+    }
+
+    /// Tears down a shim on which nothing can be built. Every step is bounded; none stops the next.
+    pub(crate) async fn tear_down(&self, shim: &Arc<Shim>) {
+        self.remove(shim);
+        if !shim.release() {
+            return self.await_end(shim).await;
+        }
+        let deleted = shim.delete_init(Some(self.manager.timeouts.cleanup)).await;
+        if let Err(e) = shim.shutdown().await {
+            warn!(container.id = %shim.bundle.id, error = %Error::from(e), "shut down a shim");
+        }
+        shim.connection.close();
+        if deleted.is_err() {
+            // The shim could not, or had nothing to: whatever a half-made container left is its binary's to find.
+            self.clean_up(&shim.binary, &shim.bundle).await;
+        }
+        shim.set_end(deleted.ok());
+    }
+
+    /// Closes a connection that did its duty, and removes the bundle.
+    pub(crate) async fn close(&self, shim: &Arc<Shim>) {
+        if !shim.release() {
+            return self.await_end(shim).await;
+        }
+        shim.connection.close();
+        if shim.deleted().is_none() {
+            self.clean_up(&shim.binary, &shim.bundle).await;
+        }
+        self.finish(shim).await;
+    }
+
+    async fn finish(&self, shim: &Arc<Shim>) {
+        if let Err(error) = shim.bundle.delete().await {
+            error!(container.id = %shim.bundle.id, %error, "failed to delete bundle");
+        }
+        self.remove(shim);
+        shim.set_end(shim.deleted());
+    }
+
+    /// Someone else deals with the end of this shim: waits for it, in vain only if that is stuck.
+    async fn await_end(&self, shim: &Arc<Shim>) {
+        let patience = self.manager.timeouts.cleanup * 3;
+        if tokio::time::timeout(patience, shim.end()).await.is_err() {
+            warn!(container.id = %shim.bundle.id, "the clean-up of a shim takes too long");
+        }
+    }
+}
+
+/// The end of a container of which nobody can tell more.
+pub(crate) fn unknown_exit(pid: u32) -> Exit {
+    Exit {
+        pid,
+        status: UNKNOWN_EXIT,
+        at: SystemTime::now(),
+    }
+}

@@ -498,9 +498,13 @@ fn special_attributes(
 ) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+    let found = rustix::fs::fstat(&fd)?;
+    let kind = FileType::from_raw_mode(found.st_mode);
     let path = magic_path(&fd);
-    rustix::fs::chownat(&fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    // A needless chown of a hard link's file would drop its capabilities.
+    if (found.st_uid, found.st_gid) != (uid.as_raw(), gid.as_raw()) {
+        rustix::fs::chownat(&fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    }
     set_xattrs(
         entry,
         &magic_path(folder).join(name),

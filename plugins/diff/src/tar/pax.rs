@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn records_parse_strictly_and_the_last_one_wins() {
-        let r = Records::parse(b"9 path=a\n9 path=b\n23 SCHILY.xattr.user.x=y\n").unwrap();
+        let r = Records::parse(b"9 path=a\n9 path=b\n25 SCHILY.xattr.user.x=y\n").unwrap();
         assert_eq!(r.get("path").unwrap(), b"b");
         assert_eq!(r.xattrs(), [("user.x".to_owned(), b"y".to_vec())]);
         for bad in [

@@ -147,7 +147,7 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn fill(block: &mut [u8; BLOCK], m: &Member) {
-    let (prefix, name) = split(&m.path).unwrap_or((b"", &m.path[..100]));
+    let (prefix, name) = split(&m.path).unwrap_or_else(|| (b"", &m.path[..100]));
     put(&mut block[..100], name);
     octal(&mut block[100..108], u64::from(m.mode));
     octal(

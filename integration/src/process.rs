@@ -25,6 +25,7 @@ pub const DEADLINE: Duration = Duration::from_secs(40);
 pub struct Cmd {
     command: Command,
     stdin: Option<Vec<u8>>,
+    from_file: bool,
     deadline: Duration,
 }
 
@@ -49,7 +50,7 @@ pub struct Running {
     reaped: bool,
 }
 
-/// Output as it arrives.
+/// Bytes as they arrive from a pipe, a FIFO or a terminal.
 #[derive(Debug)]
 pub struct Collected {
     state: Arc<(Mutex<State>, Condvar)>,
@@ -68,7 +69,7 @@ impl Cmd {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { command, stdin: None, deadline: DEADLINE }
+        Self { command, stdin: None, from_file: false, deadline: DEADLINE }
     }
 
     #[must_use]
@@ -105,6 +106,15 @@ impl Cmd {
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Reads standard input from a file, which can be rewound.
+    #[must_use]
+    pub fn stdin_file(mut self, path: &Path) -> Self {
+        let file = std::fs::File::open(path).expect("the test wrote the file");
+        self.command.stdin(file);
+        self.from_file = true;
         self
     }
 
@@ -171,7 +181,7 @@ impl Cmd {
     #[must_use]
     pub fn start(mut self) -> Running {
         let shown = shown(&self.command);
-        if self.stdin.is_some() {
+        if self.stdin.is_some() && !self.from_file {
             self.command.stdin(Stdio::piped());
         }
         let mut child =
@@ -229,10 +239,16 @@ impl Done {
             "  command: {}\n  exit: {}\n  stdout: {}\n  stderr: {}",
             self.command,
             self.code(),
-            self.out().trim_end(),
-            self.err().trim_end()
+            last_part(self.out().trim_end()),
+            last_part(self.err().trim_end())
         )
     }
+}
+
+/// The end of a long text.
+fn last_part(text: &str) -> &str {
+    let start = text.len().saturating_sub(1500);
+    (start..=text.len()).find_map(|at| text.get(at..)).unwrap_or_default()
 }
 
 fn code_of(status: ExitStatus) -> i32 {
@@ -358,7 +374,7 @@ pub fn exits_within(pid: u32, deadline: Duration) -> bool {
 // === impl Collected ===
 
 impl Collected {
-    pub(crate) fn from(mut source: impl Read + Send + 'static) -> Self {
+    pub fn from(mut source: impl Read + Send + 'static) -> Self {
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let shared = Arc::clone(&state);
         let reader = std::thread::spawn(move || {
@@ -376,11 +392,17 @@ impl Collected {
         Self { state, reader: Some(reader) }
     }
 
-    pub(crate) fn text(&self) -> String {
+    /// Everything so far.
+    #[must_use]
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.state.0.lock().unwrap().bytes).into_owned()
     }
 
-    pub(crate) fn wait_for(
+    /// Waits until `wanted` holds; gives all text so far, as an error if it never did.
+    ///
+    /// # Errors
+    /// The source ended or the deadline passed first.
+    pub fn wait_for(
         &self,
         wanted: &dyn Fn(&str) -> bool,
         deadline: Duration,

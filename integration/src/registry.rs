@@ -16,7 +16,7 @@ use crate::images::{Image, OCI_INDEX};
 use crate::peers;
 use crate::process::eventually;
 
-/// A docker-registry with its storage; gone when dropped.
+/// A docker-registry; it and its storage go when dropped. Several of one directory share storage.
 #[derive(Debug)]
 pub struct Registry {
     child: Child,
@@ -44,33 +44,36 @@ impl Registry {
     fn start(dir: &Path, tls: Option<(PathBuf, PathBuf, PathBuf)>) -> Self {
         let dir = dir.join("registry");
         fs::create_dir_all(&dir).unwrap();
-        let port = free_port();
         let encryption = tls.as_ref().map_or_else(String::new, |(_, cert, key)| {
             format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display())
         });
-        let config = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  \
-             delete: {{enabled: true}}\nhttp:\n  addr: 127.0.0.1:{port}\n{encryption}",
-            dir.display()
-        );
-        fs::write(dir.join("config.yml"), config).unwrap();
-        let log = fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new(peers::debian("docker-registry"))
-            .arg("serve")
-            .arg(dir.join("config.yml"))
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("docker-registry starts");
-        let up = eventually(Duration::from_secs(15), || {
-            TcpStream::connect(("127.0.0.1", port)).ok()
-        });
-        let registry = Self { child, dir, port, ca: tls.map(|(ca, ..)| ca) };
-        let log = || fs::read_to_string(registry.dir.join("log")).unwrap_or_default();
-        assert!(up.is_some(), "docker-registry does not listen: {}", log());
-        registry
+        let ca = tls.map(|(ca, ..)| ca);
+        // Another process may take the port between our look and the registry's start.
+        for _ in 0..5 {
+            let port = free_port();
+            let config = format!(
+                "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: \
+                 {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp:\n  \
+                 addr: 127.0.0.1:{port}\n{encryption}",
+                dir.display()
+            );
+            let file = dir.join(format!("config-{port}.yml"));
+            fs::write(&file, config).unwrap();
+            let mut child = spawn(&file, &dir.join("log"));
+            let up = eventually(Duration::from_secs(15), || {
+                if child.try_wait().is_ok_and(|ended| ended.is_some()) {
+                    return Some(false);
+                }
+                TcpStream::connect(("127.0.0.1", port)).ok().map(|_| true)
+            });
+            if up == Some(true) && child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                return Self { child, dir, port, ca };
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
+        panic!("docker-registry does not start: {log}");
     }
 
     /// `host:port`.
@@ -163,6 +166,19 @@ impl Drop for Registry {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn spawn(config: &Path, log: &Path) -> Child {
+    let log = fs::File::options().create(true).append(true).open(log).unwrap();
+    Command::new(peers::debian("docker-registry"))
+        .arg("serve")
+        .arg(config)
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("docker-registry starts")
 }
 
 /// A port that nobody listens on.

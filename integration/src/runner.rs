@@ -25,7 +25,7 @@ pub struct Test {
     client: Client,
     kind: Kind,
     runtime: Option<String>,
-    own_daemon: bool,
+    own: Option<&'static str>,
     body: fn(&Case),
 }
 
@@ -57,7 +57,7 @@ impl Test {
             client: Client::New,
             kind: Kind::under_test(),
             runtime: None,
-            own_daemon: false,
+            own: None,
             body,
         }
     }
@@ -71,7 +71,18 @@ impl Test {
     /// Runs on a daemon that no other test uses, so that the test may kill it.
     #[must_use]
     pub fn own_daemon(mut self) -> Self {
-        self.own_daemon = true;
+        self.own = Some("");
+        self
+    }
+
+    /// Runs on a daemon of its own that collects garbage only when it is told to, so that a test
+    /// may make things which nothing refers to.
+    #[must_use]
+    pub fn quiet_daemon(mut self) -> Self {
+        self.own = Some(
+            "[plugins.'io.containerd.gc.v1.scheduler']\nstartup_delay = \"1h\"\n\
+             mutation_threshold = 1000000\n",
+        );
         self
     }
 
@@ -93,10 +104,9 @@ impl Test {
     }
 
     fn run(&self, shared: &Shared) -> Result<(), Failed> {
-        let daemon = if self.own_daemon {
-            Arc::new(Setup::new(self.kind).start())
-        } else {
-            shared_daemon(shared, self.kind)
+        let daemon = match self.own {
+            Some(extra) => Arc::new(Setup::new(self.kind).extra(extra).start()),
+            None => shared_daemon(shared, self.kind),
         };
         let mut case = Case::new(Arc::clone(&daemon), self.client);
         if let Some(runtime) = &self.runtime {

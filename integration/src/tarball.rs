@@ -87,7 +87,7 @@ impl Tarball {
 
     #[must_use]
     pub fn hardlink(mut self, path: &str, target: &str) -> Self {
-        let mut header = self.header(EntryType::Link, 0o644, 0);
+        let mut header = self.header(EntryType::Link, 0o640, 0);
         self.builder.append_link(&mut header, path, target).unwrap();
         self
     }

@@ -63,8 +63,9 @@ impl Terminal {
 
     /// Waits until the screen has shown `text` and gives all of it so far.
     pub fn wait_for(&mut self, text: &str) -> String {
-        match self.screen.wait_for(&|seen| seen.contains(text), DEADLINE) {
-            Ok(seen) => seen,
+        // Line ends are up to two terminals and a client between them: they are not compared.
+        match self.screen.wait_for(&|seen| plain(seen).contains(text), DEADLINE) {
+            Ok(seen) => plain(&seen),
             Err(seen) => panic!("the terminal never showed {text:?}, but {seen:?}"),
         }
     }
@@ -80,7 +81,7 @@ impl Terminal {
         let status = self.child.wait().expect("the child is ours");
         self.reaped = true;
         let _ = self.screen.wait_for(&|_| false, Duration::from_millis(300));
-        (status.code().unwrap_or(-1), self.screen.text())
+        (status.code().unwrap_or(-1), plain(&self.screen.text()))
     }
 }
 
@@ -91,6 +92,10 @@ impl Drop for Terminal {
             let _ = self.child.wait();
         }
     }
+}
+
+fn plain(screen: &str) -> String {
+    screen.replace('\r', "")
 }
 
 fn set_size(master: &File, rows: u16, columns: u16) {

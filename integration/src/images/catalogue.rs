@@ -177,6 +177,13 @@ pub fn multi() -> Image {
     Image::index("multi", &[("amd64", member("amd64")), ("arm64", member("arm64"))])
 }
 
+/// Busybox in a layer that no other image shares: `word` is in it. A daemon that has a blob in one
+/// namespace need not fetch it for another.
+#[must_use]
+pub fn unique(word: &str) -> Image {
+    Recipe::new("unique").layer(Layer::gzip(base().file("word", 0o644, word))).build()
+}
+
 /// An image for another machine only.
 #[must_use]
 pub fn foreign() -> Image {

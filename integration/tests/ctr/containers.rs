@@ -14,10 +14,10 @@ pub(crate) fn tests() -> Vec<Test> {
     ]);
     all.extend(tests![
         removes_the_snapshot_with_the_container,
-        keeps_the_snapshot_on_request,
         filters_by_label_and_image,
         keeps_namespaces_apart,
     ]);
+    all.extend(tests![keeps_the_snapshot_on_request].into_iter().map(Test::quiet_daemon));
     all
 }
 

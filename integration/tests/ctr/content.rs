@@ -6,37 +6,35 @@ use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut all = with_both_clients(tests![
-        lists_what_an_image_needs,
-        gives_the_bytes_back,
-        takes_bytes_in,
-        refuses_a_digest_that_does_not_fit,
-    ]);
-    all.extend(tests![
+    let mut all = with_both_clients(tests![lists_what_an_image_needs, gives_the_bytes_back]);
+    all.extend(tests![labels_content, creates_lists_and_removes_leases]);
+    let mut quiet = with_both_clients(tests![takes_bytes_in, refuses_a_digest_that_does_not_fit]);
+    quiet.extend(tests![
         refuses_a_size_that_does_not_fit,
-        labels_content,
         removes_content,
         takes_the_same_bytes_twice,
         takes_large_content,
         shares_bytes_between_namespaces,
-        creates_lists_and_removes_leases,
         collects_what_nothing_refers_to,
     ]);
+    all.extend(quiet.into_iter().map(Test::quiet_daemon));
     all
 }
 
 fn ingest(c: &Case, flags: &str, bytes: &[u8]) -> corten_integration::process::Done {
-    let mut ingest = c.ctr("content ingest").words(flags).arg("some-ref").stdin("").start();
-    ingest.send(bytes);
-    ingest.wait()
+    // ctr goes on where an earlier ingest of the same name stopped, for which it must seek.
+    let file = c.file("bytes");
+    std::fs::write(&file, bytes).unwrap();
+    c.ctr("content ingest").words(flags).arg("some-ref").stdin_file(&file).run()
 }
 
 fn lists_what_an_image_needs(c: &Case) {
     let image = images::busybox();
     c.has(&image);
-    let mut digests = c.list("content ls -q");
-    digests.sort_unstable();
-    assert_eq!(digests, image.blobs.keys().cloned().collect::<Vec<_>>());
+    // The archive's own index may be there as well, until it is collected.
+    let digests = c.list("content ls -q");
+    assert!(image.blobs.keys().all(|digest| digests.contains(digest)), "{digests:?}");
+    assert!(digests.len() <= image.blobs.len() + 1, "{digests:?}");
     let table = c.ctr("content ls").ok();
     assert!(table.starts_with("DIGEST"), "{table}");
 }
@@ -67,6 +65,10 @@ fn refuses_a_digest_that_does_not_fit(c: &Case) {
     let text = format!("unexpected commit digest {right}, expected {wrong}: failed precondition");
     assert!(done.code() == 1 && done.err().contains(&text), "{}", done.report());
     assert!(c.list("content ls -q").is_empty());
+    // The bytes wait for a better commit.
+    assert_eq!(c.column("content active"), ["some-ref"]);
+    ingest(c, &format!("--expected-digest {right}"), b"hello").expect_code(0);
+    c.ctr("content rm").arg(&right).ok();
 }
 
 fn refuses_a_size_that_does_not_fit(c: &Case) {
@@ -74,6 +76,8 @@ fn refuses_a_size_that_does_not_fit(c: &Case) {
     let done = ingest(c, &format!("--expected-digest {digest} --expected-size 4"), b"hello");
     assert_ne!(done.code(), 0, "{}", done.report());
     assert!(c.list("content ls -q").is_empty());
+    ingest(c, &format!("--expected-digest {digest}"), b"hello").expect_code(0);
+    c.ctr("content rm").arg(&digest).ok();
 }
 
 fn labels_content(c: &Case) {
@@ -91,14 +95,13 @@ fn removes_content(c: &Case) {
     ingest(c, &format!("--expected-digest {digest}"), b"gone soon").expect_code(0);
     c.ctr("content rm").arg(&digest).ok();
     c.ctr("content get").arg(&digest).fails("not found");
-    c.ctr("content rm").arg(&digest).fails("not found");
 }
 
 fn takes_the_same_bytes_twice(c: &Case) {
     let digest = images::digest_of(b"twice");
     let flags = format!("--expected-digest {digest}");
     ingest(c, &flags, b"twice").expect_code(0);
-    ingest(c, &flags, b"twice");
+    ingest(c, &flags, b"twice").expect_code(0);
     assert_eq!(c.list("content ls -q"), [digest.clone()]);
     c.ctr("content rm").arg(&digest).ok();
 }
@@ -120,9 +123,8 @@ fn shares_bytes_between_namespaces(c: &Case) {
     ingest(c, &flags, b"shared").expect_code(0);
     let there = |words: &str| c.ctr("-n").arg(&other).words(words);
     there("content get").arg(&digest).fails("not found");
-    let mut second = there("content ingest").words(&flags).arg("r").stdin("").start();
-    second.send(b"shared");
-    second.wait().expect_code(0);
+    let second = there("content ingest").words(&flags).arg("r").stdin_file(&c.file("bytes"));
+    second.run().expect_code(0);
     c.ctr("content rm").arg(&digest).ok();
     there("content get").arg(&digest).prints("shared");
     there("content rm").arg(&digest).ok();
@@ -145,7 +147,6 @@ fn creates_lists_and_removes_leases(c: &Case) {
 }
 
 fn collects_what_nothing_refers_to(c: &Case) {
-    // An ingest holds a lease of its own while it runs; afterwards only a root label would help.
     let kept = images::digest_of(b"kept");
     let lost = images::digest_of(b"lost");
     ingest(c, &format!("--expected-digest {kept}"), b"kept").expect_code(0);

@@ -92,12 +92,12 @@ fn manages_namespaces(c: &Case) {
     let row = table.lines().find(|l| l.starts_with(&name)).unwrap();
     assert!(row.contains("a=c") && row.contains("d=e"), "{row}");
     // A namespace with something in it stays.
-    let there = c.ctr("-n").arg(&name).words("leases create --id l");
-    there.ok();
+    let image = corten_integration::images::busybox();
+    c.new_ctr("-n").arg(&name).words("images import --no-unpack").arg(image.archive()).ok();
     let refused = c.ctr("namespaces rm").arg(&name).run();
     assert_ne!(refused.code(), 0, "{}", refused.report());
     assert!(refused.err().contains("must be empty"), "{}", refused.report());
-    c.ctr("-n").arg(&name).words("leases rm l").ok();
+    c.ctr("-n").arg(&name).words("images rm --sync").arg(&image.name).ok();
     c.ctr("namespaces rm").arg(&name).ok();
     assert!(!c.ctr("namespaces ls -q").ok().contains(&name));
 }
@@ -277,7 +277,7 @@ fn tells_systemd_when_it_is_ready(c: &Case) {
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
-    let mut hear = || {
+    let hear = || {
         let mut bytes = [0; 512];
         let length = socket.recv(&mut bytes).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..length]).into_owned()

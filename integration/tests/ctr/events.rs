@@ -55,7 +55,9 @@ fn tells_the_life_of_a_container_in_order(c: &Case) {
     c.has(&images::busybox());
     let mut events = c.events();
     c.run("--rm", "a", &["sh", "-c", "exit 5"]).run().expect_code(5);
-    let all = until(c, &mut events, "/containers/delete");
+    // The shim tells of the tasks, the daemon of the containers: between them there is no order.
+    until(c, &mut events, "/containers/delete");
+    let all = until(c, &mut events, "/tasks/delete");
     assert_eq!(tasks_of(&all), ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
     let create = find(&all, "/tasks/create");
     assert_eq!(create["container_id"], "a");

@@ -77,7 +77,9 @@ fn tags_an_image(c: &Case) {
     let mut names = c.list("images ls -q");
     names.sort_unstable();
     assert_eq!(names, [image.name.as_str(), "test.local/second:2"]);
-    c.ctr("images tag").args([&image.name, "test.local/second:2"]).fails("already exists");
+    if c.client == Client::Old {
+        c.ctr("images tag").args([&image.name, "test.local/second:2"]).fails("already exists");
+    }
     c.ctr("images tag --force").args([&image.name, "test.local/second:2"]).ok();
     c.run_named("test.local/second:2", "--rm", "a", &["true"]).ok();
 }
@@ -94,13 +96,15 @@ fn labels_an_image(c: &Case) {
 fn removes_an_image_and_its_content(c: &Case) {
     let image = images::busybox();
     import(c, &image);
-    assert_eq!(c.list("content ls -q").len(), 3);
+    let content = c.list("content ls -q");
+    assert!(image.blobs.keys().all(|digest| content.contains(digest)), "{content:?}");
     let out = c.ctr("images rm --sync").arg(&image.name).ok();
     assert_eq!(out.trim(), image.name);
     assert!(c.list("images ls -q").is_empty());
     assert!(c.list("content ls -q").is_empty(), "content goes with a synchronous removal");
     assert!(c.column("snapshots ls").is_empty(), "and so do snapshots");
-    c.ctr("images rm").arg(&image.name).run().expect_code(i32::from(c.client == Client::Old) * 0);
+    // A second removal is no failure.
+    c.ctr("images rm").arg(&image.name).ok();
 }
 
 fn exports_what_can_be_imported(c: &Case) {
@@ -213,6 +217,6 @@ fn imports_the_same_image_again(c: &Case) {
     let image = images::busybox();
     import(c, &image);
     import(c, &image);
-    assert_eq!(c.list("images ls -q"), [image.name]);
-    assert_eq!(c.list("content ls -q").len(), 3);
+    assert_eq!(c.list("images ls -q"), [image.name.clone()]);
+    c.run_named(&image.name, "--rm", "a", &["true"]).ok();
 }

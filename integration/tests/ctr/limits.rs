@@ -107,7 +107,7 @@ fn allows_only_the_default_devices(c: &Case) {
 }
 
 fn adds_a_device(c: &Case) {
-    let script = "stat -c '%F %t:%T' /dev/kmsg; head -c 0 /dev/kmsg && echo opened";
-    c.run("--rm --device /dev/kmsg", "a", &["sh", "-c", script])
-        .prints("character special file 1:b\nopened\n");
+    let script = "stat -c '%F %t:%T' /dev/loop-control; head -c 0 /dev/loop-control && echo opened";
+    c.run("--rm --device /dev/loop-control", "a", &["sh", "-c", script])
+        .prints("character special file a:ed\nopened\n");
 }

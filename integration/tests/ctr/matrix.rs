@@ -157,6 +157,11 @@ fn reports_an_exit_while_the_daemon_is_down(c: &Case) {
     let ended = std::time::Duration::from_secs(10);
     assert!(corten_integration::process::exits_within(pid, ended));
     c.daemon.start();
+    if c.is_reference() && c.status("a").is_none() {
+        println!("Corten only: stock forgets a task that ended while it was down");
+        c.ctr("containers rm a").ok();
+        return;
+    }
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
     assert!(done.err().contains("11") || done.code() == 11, "{}", done.report());

@@ -1,12 +1,13 @@
 //! The daemon dies and comes back; containers do not notice. Each test has a daemon of its own.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::images;
 use corten_integration::leaks;
-use corten_integration::process::{eventually, exits_within};
+use corten_integration::process::{Collected, eventually, exits_within};
 use corten_integration::runner::Test;
 use corten_integration::tests;
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,10 +25,10 @@ pub(crate) fn tests() -> Vec<Test> {
         a_shim_killed_while_the_daemon_is_down_is_cleaned_up,
         events_flow_again_after_a_restart,
         many_restarts_leave_nothing_behind,
-        a_half_written_ingest_does_not_hurt,
+        a_half_written_ingest_is_finished_later,
     ]
     .into_iter()
-    .map(Test::own_daemon)
+    .map(Test::quiet_daemon)
     .collect()
 }
 
@@ -50,25 +51,27 @@ fn a_container_survives_the_death_of_its_daemon(c: &Case) {
 }
 
 fn output_stays_attached_over_a_restart(c: &Case) {
+    // The test itself is the client here: ctr gives up when its daemon goes.
     let script = "while read x; do echo got $x; test $x = end && exit 9; done";
     c.run("-d", "a", &["sh", "-c", script]).ok();
-    let mut attach = c.ctr("task attach a").stdin("").start();
-    attach.send(b"before\n");
-    attach.wait_output("got before");
+    let dir = std::fs::read_dir(c.dir.join("fifo")).unwrap().flatten().next().unwrap().path();
+    let mut stdin = std::fs::File::options().write(true).open(dir.join("a-stdin")).unwrap();
+    let stdout = Collected::from(std::fs::File::open(dir.join("a-stdout")).unwrap());
+    let mut say = |word: &str| {
+        stdin.write_all(format!("{word}\n").as_bytes()).unwrap();
+        let answer = format!("got {word}\n");
+        stdout.wait_for(&|seen| seen.contains(&answer), Duration::from_secs(10)).unwrap();
+    };
+    say("before");
     c.daemon.kill();
-    // No daemon, yet bytes go on flowing between container and client.
-    attach.send(b"between\n");
-    attach.wait_output("got between");
+    say("between");
     c.daemon.start();
-    attach.send(b"after\n");
-    attach.wait_output("got after");
-    attach.kill();
-    // A new client finds the same pipes.
-    let mut again = c.ctr("task attach a").stdin("").start();
-    again.send(b"end\n");
-    again.wait_output("got end");
-    again.ended().expect_code(9);
-    c.remove("a");
+    say("after");
+    say("end");
+    c.wait_stopped("a");
+    let done = c.ctr("task delete a").run();
+    assert!(done.err().contains('9') || done.code() == 9, "{}", done.report());
+    c.ctr("containers rm a").ok();
 }
 
 fn an_exit_while_the_daemon_is_down_is_reported(c: &Case) {
@@ -82,6 +85,11 @@ fn an_exit_while_the_daemon_is_down_is_reported(c: &Case) {
     std::fs::write(&file, "").unwrap();
     assert!(exits_within(pid, Duration::from_secs(10)), "it should have ended by itself");
     c.daemon.start();
+    if c.is_reference() && c.status("a").is_none() {
+        println!("Corten only: stock forgets a task that ended while it was down");
+        c.ctr("containers rm a").ok();
+        return;
+    }
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
     assert!(done.err().contains("33") || done.code() == 33, "{}", done.report());
@@ -208,20 +216,20 @@ fn many_restarts_leave_nothing_behind(c: &Case) {
     }
 }
 
-fn a_half_written_ingest_does_not_hurt(c: &Case) {
+fn a_half_written_ingest_is_finished_later(c: &Case) {
+    let bytes: Vec<u8> = (0..6 << 20).map(|n: u32| (n / 7) as u8).collect();
     let mut ingest = c.ctr("content ingest half").stdin("").start();
-    ingest.send(&vec![7; 3 << 20]);
+    ingest.send(&bytes[..3 << 20]);
     let begun = || c.column("content active").contains(&"half".to_owned()).then_some(());
     eventually(Duration::from_secs(10), begun).expect("the ingest begins");
     c.daemon.crash_and_restart();
     ingest.kill();
-    let image = images::busybox();
-    c.has(&image);
-    c.run("--rm", "a", &["echo", "fine"]).prints("fine\n");
-    // The lease that ctr took for the ingest is there still; with it goes the ingest.
-    for lease in c.list("leases ls -q") {
-        c.ctr("leases rm --sync").arg(&lease).ok();
-    }
-    c.ctr("images rm --sync").arg(&image.name).ok();
-    c.new_ctr("content rm half").run();
+    let file = c.file("bytes");
+    std::fs::write(&file, &bytes).unwrap();
+    let digest = images::digest_of(&bytes);
+    let rest = c.ctr("content ingest --expected-digest").args([&digest, "half"]);
+    rest.stdin_file(&file).ok();
+    let done = c.ctr("content get").arg(&digest).run();
+    assert!(done.stdout == bytes, "{} bytes came back", done.stdout.len());
+    c.ctr("content rm").arg(&digest).ok();
 }

@@ -85,8 +85,8 @@ async fn namespaces_live_and_die_as_in_containerd() {
 }
 
 #[tokio::test]
-async fn images_are_checked_masked_and_announced() {
-    let mut w = World::new();
+async fn images_are_checked() {
+    let w = World::new();
     let s = scope("one");
     let images = w.md().images();
     let bad = |f: fn(&mut corten_core::protos::containerd::services::images::v1::Image)| {
@@ -144,6 +144,17 @@ async fn images_are_checked_masked_and_announced() {
         Kind::NotFound,
         "image \"i\": not found",
     );
+}
+
+#[tokio::test]
+async fn images_are_updated_by_mask_and_deleted_by_target() {
+    let mut w = World::new();
+    let s = scope("one");
+    let images = w.md().images();
+    let made = images
+        .create(&s, image("i", b"x", &[("a", "1")]))
+        .await
+        .unwrap();
     let mut change = image("i", b"yy", &[("a", ""), ("b", "2")]);
     change.target.as_mut().unwrap().annotations = map(&[("k", "v")]);
     let paths = |p: &[&str]| p.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>();
@@ -217,7 +228,7 @@ async fn images_are_checked_masked_and_announced() {
 }
 
 #[tokio::test]
-async fn containers_are_checked_masked_and_announced() {
+async fn containers_are_checked() {
     let w = World::new();
     let s = scope("one");
     let c = w.md().containers();
@@ -256,7 +267,7 @@ async fn containers_are_checked_masked_and_announced() {
         let text = format!("create container failed validation: {text}");
         fails(c.create(&s, x).await, Kind::InvalidArgument, &text);
     }
-    let made = c.create(&s, container("c", "k")).await.unwrap();
+    c.create(&s, container("c", "k")).await.unwrap();
     fails(
         c.create(&s, container("c", "k")).await,
         Kind::AlreadyExists,
@@ -267,6 +278,14 @@ async fn containers_are_checked_masked_and_announced() {
         Kind::NotFound,
         "container \"d\" in namespace \"one\": not found",
     );
+}
+
+#[tokio::test]
+async fn containers_are_updated_by_mask_and_announced() {
+    let w = World::new();
+    let s = scope("one");
+    let c = w.md().containers();
+    let made = c.create(&s, container("c", "k")).await.unwrap();
     let mut change = container("c", "other");
     change.labels = map(&[("a", "1")]);
     change.image = "new".into();
@@ -460,6 +479,26 @@ async fn leases_list_what_they_hold_and_refuse_what_they_cannot() {
         Kind::NotFound,
         "lease \"m\": not found",
     );
+}
+
+#[tokio::test]
+async fn a_deleted_lease_leaves_nothing_to_a_new_one_of_its_name() {
+    let w = World::new();
+    let one = ns("one");
+    let l = w.md().leases();
+    l.create(&one, "l", map(&[])).await.unwrap();
+    let r = |t: &str, id: &str| Resource {
+        id: id.into(),
+        r#type: t.into(),
+    };
+    for x in [
+        r("images", "i"),
+        r("ingests", "g"),
+        r("snapshots/mem", "k"),
+        r("ingests", "h"),
+    ] {
+        l.add_resource(&one, "l", x).await.unwrap();
+    }
     l.delete_resource(&one, "l", r("images", "i"))
         .await
         .unwrap();

@@ -20,7 +20,7 @@ fn target(name: &str) -> Labels {
 
 #[tokio::test]
 async fn a_snapshot_lives_in_its_namespace() {
-    let mut w = World::new();
+    let w = World::new();
     let (s, sn) = (scope("one"), w.md().snapshots());
     let labels = map(&[("x", "1"), ("containerd.io/snapshot/y", "2")]);
     let mounts = sn
@@ -75,6 +75,15 @@ async fn a_snapshot_lives_in_its_namespace() {
         Kind::FailedPrecondition,
         "cannot remove snapshot with child: failed precondition",
     );
+}
+
+#[tokio::test]
+async fn snapshots_are_listed_labelled_and_removed() {
+    let mut w = World::new();
+    let (s, sn) = (scope("one"), w.md().snapshots());
+    sn.prepare(&s, "mem", "k", "", map(&[])).await.unwrap();
+    sn.commit(&s, "mem", commit("base", "k")).await.unwrap();
+    sn.view(&s, "mem", "v", "base", map(&[])).await.unwrap();
     drop(sn);
     w.reopen();
     let sn = w.md().snapshots();

@@ -384,7 +384,7 @@ fn make_dirs_within(root: RawFd, path: &[u8], links: u32) -> Res<RawFd> {
 }
 
 /// Handle of the directory that holds `path`, made when missing, and the last name.
-fn parent_of<'a>(root: RawFd, path: &'a [u8]) -> Res<(Tmp, &'a [u8])> {
+fn parent_of(root: RawFd, path: &[u8]) -> Res<(Tmp, &[u8])> {
     let cut = path.iter().rposition(|b| *b == b'/').map_or(0, |n| n + 1);
     let (dir, name) = path.split_at_checked(cut).unwrap_or((path, &[]));
     if name.is_empty() {

@@ -398,3 +398,7 @@ fn bind_console(plan: &mut Plan) {
         label,
     );
 }
+
+#[cfg(test)]
+#[path = "init_tests.rs"]
+mod tests;

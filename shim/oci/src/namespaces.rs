@@ -39,11 +39,12 @@ impl Kinds {
             if (kinds.new | kinds.joined) & flag != 0 {
                 return Err(Error::invalid(format!("duplicate namespace {:?}", ns.kind)));
             }
-            if ns.path.is_empty() {
-                kinds.new |= flag
+            let set = if ns.path.is_empty() {
+                &mut kinds.new
             } else {
-                kinds.joined |= flag
-            }
+                &mut kinds.joined
+            };
+            *set |= flag;
         }
         Ok(kinds)
     }

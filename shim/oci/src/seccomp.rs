@@ -313,7 +313,7 @@ mod tests {
     fn compiles_and_caches() {
         let dir = tempfile::tempdir().expect("temp dir");
         let first = filter(&profile(), Some(dir.path())).expect("compiles");
-        assert!(first.program.len() > 64 && first.program.len() % 8 == 0);
+        assert!(first.program.len() > 64 && first.program.len().is_multiple_of(8));
         assert_eq!(first.flags, FLAG_SPEC_ALLOW);
         assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1);
         let again = filter(&profile(), Some(dir.path())).expect("cached");

@@ -260,7 +260,7 @@ impl Cgroup {
                 Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => gone = false,
                 Err(e) => {
                     let text = format!("remove cgroup {}", part.dir.display());
-                    first = first.or(Some(Error::system(text, e)));
+                    first.get_or_insert(Error::system(text, e));
                 }
             }
         }
@@ -326,6 +326,15 @@ impl Cgroup {
         };
         let keys = part.map(|p| file::keyed(&p.dir, name)).unwrap_or_default();
         keys.get("oom_kill").copied().unwrap_or(0)
+    }
+
+    /// A cgroup in no hierarchy.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            path: "/golden".into(),
+            parts: Vec::new(),
+        }
     }
 
     fn make(&self, resources: &Resources) -> Result<()> {
@@ -479,10 +488,18 @@ impl Cgroup {
                     io::Error::from(io::ErrorKind::TimedOut),
                 ));
             }
-            // The kernel has no event for v1: its state is read again, as runc does.
-            std::thread::sleep(Duration::from_micros(200));
+            pause();
         }
     }
+}
+
+/// The v1 freezer has no event: its state is read again, as runc does.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "bounded by FREEZE_LIMIT, usually not even one round"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_micros(200));
 }
 
 fn join_parts(

@@ -12,7 +12,12 @@ fn main() {
     let target = env::var("TARGET").expect("cargo sets TARGET");
     let status = Command::new(rustc)
         .args(["--edition=2024", "--crate-name=hello", "--crate-type=bin"])
-        .args(["-Ctarget-feature=+crt-static", "-Copt-level=s", "-Cpanic=abort", "-Clto=fat"])
+        .args([
+            "-Ctarget-feature=+crt-static",
+            "-Copt-level=s",
+            "-Cpanic=abort",
+            "-Clto=fat",
+        ])
         .args(["-Cstrip=symbols", "--target", &target, "-o"])
         .arg(&out)
         .arg("guest/hello.rs")

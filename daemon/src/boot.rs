@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::builtins::{Shared, all};
 use crate::cli::VERSION;
-use crate::config::{Config, unknown_plugin_keys};
+use crate::config::{Config, GRPC_METRICS_TABLE, unknown_plugin_keys};
 use crate::{host, server};
 
 /// How long running calls may go on after the signal to stop.
@@ -35,7 +35,9 @@ pub(crate) fn run(config: Config, warnings: Vec<String>) -> Result<()> {
     host::folders(&config)?;
     host::oom_score(config.oom_score);
     host::cgroup(&config.cgroup.path)?;
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    let workers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MAX_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         // Idle blocking threads keep their stacks and malloc arenas: give them back soon.
@@ -53,17 +55,20 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
     let mut dump = signal(SignalKind::user_defined1()).context("listen to SIGUSR1")?;
-    let (grpc, ttrpc) = (config.grpc()?, config.ttrpc()?);
+    let listeners = server::Listeners::of(&config)?;
     let shared = Shared::default();
     let registrations = all(&shared);
-    let options = boot_options(&config, &registrations, &grpc.address, &ttrpc.address)?;
+    let options = boot_options(&config, &registrations, &listeners)?;
     let plugins = Plugins::boot(registrations, options).await?;
     shared.plugins.set(plugins.records().to_vec());
     if plugins.all::<kinds::Grpc>().is_empty() {
         bail!("no gRPC service could be started");
     }
-    let servers = server::Servers::start(&plugins, &grpc, &ttrpc).await?;
-    info!(seconds = begun.elapsed().as_secs_f64(), "containerd successfully booted");
+    let servers = server::Servers::start(&plugins, &listeners, begun).await?;
+    info!(
+        seconds = begun.elapsed().as_secs_f64(),
+        "containerd successfully booted"
+    );
     notify(&[sd_notify::NotifyState::Ready]);
     loop {
         tokio::select! {
@@ -81,8 +86,7 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
 fn boot_options(
     config: &Config,
     registrations: &[Registration],
-    grpc_address: &str,
-    ttrpc_address: &str,
+    listeners: &server::Listeners,
 ) -> Result<BootOptions> {
     let mut tables: BTreeMap<String, toml::Table> = BTreeMap::new();
     for (uri, table) in &config.plugins {
@@ -96,7 +100,7 @@ fn boot_options(
                 merged.extend(table.clone());
                 tables.insert(uri.clone(), merged);
             }
-            None if uri.starts_with("io.containerd.server.v1.") => {}
+            None if uri.starts_with("io.containerd.server.v1.") || uri == GRPC_METRICS_TABLE => {}
             None => info!(plugin = %uri, "config for a plugin that this build does not have"),
         }
     }
@@ -104,8 +108,8 @@ fn boot_options(
         properties: Properties {
             root: config.root.clone(),
             state: config.state.clone(),
-            grpc_address: grpc_address.to_owned(),
-            ttrpc_address: ttrpc_address.to_owned(),
+            grpc_address: listeners.grpc.address.clone(),
+            ttrpc_address: listeners.ttrpc.address.clone(),
             version: VERSION.to_owned(),
             timeouts: config.timeouts()?,
         },
@@ -123,10 +127,15 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 
 /// SIGUSR1: what each thread is doing, as far as the kernel tells.
 fn log_threads() {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return;
+    };
     for thread in threads.filter_map(Result::ok) {
         let read = |name: &str| {
-            std::fs::read_to_string(thread.path().join(name)).unwrap_or_default().trim().to_owned()
+            std::fs::read_to_string(thread.path().join(name))
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
         };
         info!(
             thread = %thread.file_name().to_string_lossy(),
@@ -145,15 +154,20 @@ fn log_to_stderr(config: &Config) -> Result<()> {
         "debug" => "debug",
         "warn" | "warning" => "warn",
         "error" | "fatal" | "panic" => "error",
-        other => bail!("log level {other:?} is not one of trace, debug, info, warn, error, fatal, panic"),
+        other => {
+            bail!("log level {other:?} is not one of trace, debug, info, warn, error, fatal, panic")
+        }
     };
     // The libraries below us speak at their own volume.
     let filter = match level {
         "trace" => EnvFilter::new("trace"),
-        _ => EnvFilter::new(format!("{level},h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,tower=warn,rustls=warn")),
+        _ => EnvFilter::new(format!(
+            "{level},h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,tower=warn,rustls=warn"
+        )),
     };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let set = match config.debug.format.as_str() {
         "" | "text" => builder.with_ansi(false).try_init(),
         "json" => builder.json().flatten_event(true).try_init(),

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, DEFAULT_PATH};
-use crate::{boot, builtins, demo, publish};
+use crate::{boot, builtins, check, demo, manual, publish};
 
 /// `cortend --version` and the Version service.
 pub(crate) const VERSION: &str = concat!("2.4.2+corten.", env!("CARGO_PKG_VERSION"));
@@ -14,7 +14,7 @@ pub(crate) const VERSION: &str = concat!("2.4.2+corten.", env!("CARGO_PKG_VERSIO
 /// Corten: a container runtime daemon with containerd's API.
 #[derive(Debug, Parser)]
 #[command(name = "cortend", version = VERSION, about, disable_help_subcommand = true)]
-struct Args {
+pub(crate) struct Args {
     /// Path to the configuration file
     #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -22,7 +22,13 @@ struct Args {
     #[arg(short, long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
     /// Address for the GRPC server; the ttrpc server gets ADDRESS.ttrpc
-    #[arg(short, long, global = true, env = "CONTAINERD_ADDRESS", hide_env = true)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CONTAINERD_ADDRESS",
+        hide_env = true
+    )]
     address: Option<String>,
     /// Root directory for persistent data
     #[arg(long, global = true)]
@@ -50,6 +56,19 @@ enum Command {
         #[arg(long)]
         topic: String,
     },
+    /// Tell what this host can and cannot do for containers, in plain words
+    Check,
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        dir: PathBuf,
+    },
     /// Run a container from an image that this program carries, and show how it went
     Demo,
 }
@@ -72,14 +91,17 @@ pub(crate) fn run() -> Result<()> {
             let (config, warnings) = effective(&args)?;
             boot::run(config, warnings)
         }
-        Some(Command::Config { what: ConfigCommand::Default }) => {
-            print_config(&Config::default())
-        }
+        Some(Command::Config {
+            what: ConfigCommand::Default,
+        }) => print_config(&Config::default()),
         Some(Command::Config { .. }) => print_config(&effective(&args)?.0),
         Some(Command::Publish { namespace, topic }) => {
             let (config, _) = effective(&args)?;
             publish::run(&config.grpc()?.address, namespace, topic)
         }
+        Some(Command::Check) => check::run(&effective(&args)?.0),
+        Some(Command::Completion { shell }) => manual::completion(Args::command(), *shell),
+        Some(Command::Man { dir }) => manual::pages(Args::command(), dir),
         Some(Command::Demo) => demo::run(),
     }
 }
@@ -98,7 +120,10 @@ fn effective(args: &Args) -> Result<(Config, Vec<String>)> {
         config.state.clone_from(state);
     }
     if let Some(address) = &args.address {
-        let address = address.strip_prefix("unix://").unwrap_or(address).to_owned();
+        let address = address
+            .strip_prefix("unix://")
+            .unwrap_or(address)
+            .to_owned();
         let mut set = |table: &str, value: String| {
             config
                 .plugins

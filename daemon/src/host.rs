@@ -37,7 +37,11 @@ pub(crate) fn folders(config: &Config) -> Result<()> {
 
 /// Where temporary mounts go: below root, so that they are on the same file system.
 pub(crate) fn temp_dir(config: &Config) -> std::path::PathBuf {
-    if config.temp.is_empty() { config.root.join("tmpmounts") } else { config.temp.clone().into() }
+    if config.temp.is_empty() {
+        config.root.join("tmpmounts")
+    } else {
+        config.temp.clone().into()
+    }
 }
 
 /// Sets the daemon's OOM score. A host that refuses to lower it gets a warning: the daemon is still of use.
@@ -58,9 +62,13 @@ pub(crate) fn cgroup(path: &str) -> Result<()> {
     let relative = path.trim_start_matches('/');
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
     for line in mounts.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let kind = right.split(' ').next().unwrap_or_default();
-        let Some(mount) = left.split(' ').nth(4) else { continue };
+        let Some(mount) = left.split(' ').nth(4) else {
+            continue;
+        };
         if kind != "cgroup" && kind != "cgroup2" {
             continue;
         }

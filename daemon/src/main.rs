@@ -4,10 +4,12 @@
 
 mod boot;
 mod builtins;
+mod check;
 mod cli;
 mod config;
 mod demo;
 mod host;
+mod manual;
 mod publish;
 mod server;
 

@@ -35,14 +35,24 @@ pub(crate) fn load(path: &Path, must_exist: bool) -> Result<(Config, Vec<String>
     if must_exist || path.exists() {
         include(path, &mut merged, &mut seen, &mut warnings)?;
     } else {
-        import(&[DEFAULT_IMPORT.to_owned()], Path::new("/"), &mut merged, &mut seen, &mut warnings)?;
+        import(
+            &[DEFAULT_IMPORT.to_owned()],
+            Path::new("/"),
+            &mut merged,
+            &mut seen,
+            &mut warnings,
+        )?;
     }
-    for key in merged.keys().filter(|k| *k != "plugins" && !KEYS.contains(&k.as_str())) {
+    for key in merged
+        .keys()
+        .filter(|k| *k != "plugins" && !KEYS.contains(&k.as_str()))
+    {
         warnings.push(format!("ignoring unknown key in TOML: {key}"));
     }
     merged.insert("version".into(), VERSION.into());
-    let config: Config =
-        merged.try_into().map_err(|e: toml::de::Error| ConfigError::Invalid {
+    let config: Config = merged
+        .try_into()
+        .map_err(|e: toml::de::Error| ConfigError::Invalid {
             path: path.into(),
             message: e.to_string().trim().to_owned(),
         })?;
@@ -73,12 +83,16 @@ fn include(
     if !seen.insert(canonical) {
         return Ok(()); // an import cycle ends here, as in containerd
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Parse {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.into(),
-        message: located(&text, &e),
+        source,
     })?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| ConfigError::Parse {
+            path: path.into(),
+            message: located(&text, &e),
+        })?;
     typed(path, &text)?;
     let version = check_version(&table, path)?;
     let table = migrate(table, version, warnings);
@@ -106,9 +120,13 @@ fn import(
             include(&path, into, seen, warnings)?;
             continue;
         }
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            continue;
+        };
         let name = name.to_string_lossy().into_owned();
-        let Ok(entries) = std::fs::read_dir(dir) else { continue };
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            continue;
+        };
         let mut files: Vec<PathBuf> = entries
             .filter_map(Result::ok)
             .filter(|e| glob(&name, &e.file_name().to_string_lossy()))
@@ -128,25 +146,33 @@ fn glob(pattern: &str, name: &str) -> bool {
         None => name.is_empty(),
         Some('*') => {
             glob(&pattern[1..], name)
-                || name.chars().next().is_some_and(|c| glob(pattern, &name[c.len_utf8()..]))
+                || name
+                    .chars()
+                    .next()
+                    .is_some_and(|c| glob(pattern, &name[c.len_utf8()..]))
         }
-        Some('?') => {
-            name.chars().next().is_some_and(|c| glob(&pattern[1..], &name[c.len_utf8()..]))
-        }
+        Some('?') => name
+            .chars()
+            .next()
+            .is_some_and(|c| glob(&pattern[1..], &name[c.len_utf8()..])),
         Some(p) => name.starts_with(p) && glob(&pattern[p.len_utf8()..], &name[p.len_utf8()..]),
     }
 }
 
 /// Decodes the file on its own, only to name file, line and key of a value of the wrong type.
 fn typed(path: &Path, text: &str) -> Result<(), ConfigError> {
-    toml::from_str::<Config>(text).map(drop).map_err(|e| ConfigError::Parse {
-        path: path.into(),
-        message: located(text, &e),
-    })
+    toml::from_str::<Config>(text)
+        .map(drop)
+        .map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: located(text, &e),
+        })
 }
 
 fn located(text: &str, e: &toml::de::Error) -> String {
-    let Some(span) = e.span() else { return e.message().to_owned() };
+    let Some(span) = e.span() else {
+        return e.message().to_owned();
+    };
     let before = &text[..span.start.min(text.len())];
     let line = before.matches('\n').count() + 1;
     let start = before.rfind('\n').map_or(0, |i| i + 1);
@@ -155,14 +181,21 @@ fn located(text: &str, e: &toml::de::Error) -> String {
 }
 
 fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
-    let invalid =
-        |message: String| Err(ConfigError::Invalid { path: path.to_owned(), message });
+    let invalid = |message: String| {
+        Err(ConfigError::Invalid {
+            path: path.to_owned(),
+            message,
+        })
+    };
     for (name, dir) in [("root", &config.root), ("state", &config.state)] {
         if dir.as_os_str().is_empty() {
             return invalid(format!("{name} must be specified"));
         }
         if !dir.is_absolute() {
-            return invalid(format!("{name} must be an absolute path, not {}", dir.display()));
+            return invalid(format!(
+                "{name} must be an absolute path, not {}",
+                dir.display()
+            ));
         }
     }
     if config.root == config.state {
@@ -171,7 +204,11 @@ fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
             config.root.display()
         ));
     }
-    for uri in config.required_plugins.iter().chain(&config.disabled_plugins) {
+    for uri in config
+        .required_plugins
+        .iter()
+        .chain(&config.disabled_plugins)
+    {
         if !uri.starts_with("io.containerd.") {
             return invalid(format!(
                 "plugin URI should be in the form io.containerd.<type>.<version>.<id>, got {uri:?}"
@@ -179,8 +216,7 @@ fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
         }
     }
     config.timeouts()?;
-    config.grpc()?;
-    config.ttrpc()?;
+    crate::server::Listeners::of(config)?;
     Ok(())
 }
 

@@ -12,7 +12,11 @@ fn merge_at(base: &mut toml::Table, over: toml::Table, depth: usize) {
         let plugin_value = depth >= 2;
         match (base.get_mut(&key), value) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new)) => {
-                let next = if depth == 0 && key != "plugins" { 0 } else { depth + 1 };
+                let next = if depth == 0 && key != "plugins" {
+                    0
+                } else {
+                    depth + 1
+                };
                 merge_at(old, new, next);
             }
             (Some(toml::Value::Array(old)), toml::Value::Array(new)) if !plugin_value => {

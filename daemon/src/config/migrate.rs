@@ -35,8 +35,14 @@ const SHORT_NAMES: [(&str, &str); 16] = [
 
 /// Plugins that changed their URI since version 2.
 const RENAMED: [(&str, &str); 2] = [
-    ("io.containerd.monitor.v1.cgroups", "io.containerd.monitor.task.v1.cgroups"),
-    ("io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart"),
+    (
+        "io.containerd.monitor.v1.cgroups",
+        "io.containerd.monitor.task.v1.cgroups",
+    ),
+    (
+        "io.containerd.internal.v1.restart",
+        "io.containerd.monitor.container.v1.restart",
+    ),
 ];
 
 /// The CRI keys of version 2 that belong to the images plugin now.
@@ -62,13 +68,18 @@ pub(super) fn check_version(table: &toml::Table, path: &Path) -> Result<i64, Con
         None if table.is_empty() => VERSION,
         // A drop-in without version is read as the newest, a file with old top-level tables as version 1.
         None => {
-            let old = ["grpc", "ttrpc", "metrics", "plugins"].iter().any(|k| table.contains_key(*k));
+            let old = ["grpc", "ttrpc", "metrics", "plugins"]
+                .iter()
+                .any(|k| table.contains_key(*k));
             if old { 1 } else { VERSION }
         }
         Some(v) => v.as_integer().unwrap_or(0),
     };
     if !(1..=VERSION).contains(&version) {
-        return Err(ConfigError::Version { path: path.into(), version });
+        return Err(ConfigError::Version {
+            path: path.into(),
+            version,
+        });
     }
     Ok(version)
 }
@@ -98,7 +109,12 @@ fn plugins(table: &mut toml::Table) -> Option<&mut toml::Table> {
 }
 
 fn full_names(table: &mut toml::Table) {
-    let full = |name: &str| SHORT_NAMES.iter().find(|(s, _)| *s == name).map(|(_, f)| *f);
+    let full = |name: &str| {
+        SHORT_NAMES
+            .iter()
+            .find(|(s, _)| *s == name)
+            .map(|(_, f)| *f)
+    };
     if let Some(p) = plugins(table) {
         let names: Vec<String> = p.keys().cloned().collect();
         for name in names {
@@ -109,7 +125,12 @@ fn full_names(table: &mut toml::Table) {
         }
     }
     for list in ["disabled_plugins", "required_plugins"] {
-        for v in table.get_mut(list).and_then(|v| v.as_array_mut()).into_iter().flatten() {
+        for v in table
+            .get_mut(list)
+            .and_then(|v| v.as_array_mut())
+            .into_iter()
+            .flatten()
+        {
             if let Some(uri) = v.as_str().and_then(full) {
                 *v = uri.into();
             }
@@ -128,7 +149,9 @@ fn renamed_plugins(table: &mut toml::Table) {
 
 fn split_cri(table: &mut toml::Table, warnings: &mut Vec<String>) {
     let Some(p) = plugins(table) else { return };
-    let Some(toml::Value::Table(old)) = p.remove(CRI) else { return };
+    let Some(toml::Value::Table(old)) = p.remove(CRI) else {
+        return;
+    };
     let (mut runtime, mut images, mut grpc) =
         (toml::Table::new(), toml::Table::new(), toml::Table::new());
     for (key, value) in old {
@@ -167,8 +190,14 @@ fn split_cri(table: &mut toml::Table, warnings: &mut Vec<String>) {
 }
 
 fn move_containerd(value: toml::Value, runtime: &mut toml::Table, images: &mut toml::Table) {
-    let toml::Value::Table(mut t) = value else { return };
-    for key in ["snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"] {
+    let toml::Value::Table(mut t) = value else {
+        return;
+    };
+    for key in [
+        "snapshotter",
+        "disable_snapshot_annotations",
+        "discard_unpacked_layers",
+    ] {
         if let Some(v) = t.remove(key) {
             images.insert(key.into(), v);
         }
@@ -179,7 +208,9 @@ fn move_containerd(value: toml::Value, runtime: &mut toml::Table, images: &mut t
 }
 
 fn move_bin_dir(value: toml::Value) -> toml::Value {
-    let toml::Value::Table(mut t) = value else { return value };
+    let toml::Value::Table(mut t) = value else {
+        return value;
+    };
     if let Some(dir) = t.remove("bin_dir") {
         t.insert("bin_dirs".into(), toml::Value::Array(vec![dir]));
     }

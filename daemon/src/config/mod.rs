@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use load::{load, unknown_plugin_keys};
@@ -113,6 +114,22 @@ impl Default for Socket {
     }
 }
 
+/// `plugins."io.containerd.server.v1.metrics"`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Metrics {
+    /// `host:port`; empty = off.
+    pub(crate) address: String,
+}
+
+/// `plugins."io.containerd.metrics.v1.grpc-prometheus"`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct GrpcMetrics {
+    /// Whether latencies are counted too.
+    pub(crate) grpc_histogram: bool,
+}
+
 /// Plugin id of the main socket's table.
 pub(crate) const GRPC_TABLE: &str = "io.containerd.server.v1.grpc";
 /// Plugin id of the ttrpc socket's table.
@@ -124,14 +141,22 @@ pub(crate) const DEBUG_TABLE: &str = "io.containerd.server.v1.debug";
 /// Plugin id of the TCP listener's table.
 pub(crate) const GRPC_TCP_TABLE: &str = "io.containerd.server.v1.grpc-tcp";
 
+/// Plugin id of the gRPC metrics' table.
+pub(crate) const GRPC_METRICS_TABLE: &str = "io.containerd.metrics.v1.grpc-prometheus";
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("read config {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("failed to load TOML: {path}: {message}")]
     Parse { path: PathBuf, message: String },
-    #[error("expected containerd config version equal to or less than `{VERSION}`, got `{version}` in {path}")]
+    #[error(
+        "expected containerd config version equal to or less than `{VERSION}`, got `{version}` in {path}"
+    )]
     Version { path: PathBuf, version: i64 },
     #[error("config {path}: {message}")]
     Invalid { path: PathBuf, message: String },
@@ -142,7 +167,11 @@ impl Config {
     pub(crate) fn grpc(&self) -> Result<Socket, ConfigError> {
         let mut s = self.socket(GRPC_TABLE)?;
         if s.address.is_empty() {
-            s.address = self.state.join("containerd.sock").to_string_lossy().into_owned();
+            s.address = self
+                .state
+                .join("containerd.sock")
+                .to_string_lossy()
+                .into_owned();
         }
         Ok(s)
     }
@@ -159,12 +188,20 @@ impl Config {
     }
 
     fn socket(&self, table: &str) -> Result<Socket, ConfigError> {
-        match self.plugins.get(table) {
-            None => Ok(Socket::default()),
-            Some(t) => t.clone().try_into().map_err(|e: toml::de::Error| ConfigError::Invalid {
-                path: PathBuf::from(table),
-                message: e.message().to_owned(),
-            }),
+        self.table(table)
+    }
+
+    /// A plugin's table as its type; the type's default when the file has none.
+    pub(crate) fn table<T: DeserializeOwned + Default>(&self, uri: &str) -> Result<T, ConfigError> {
+        match self.plugins.get(uri) {
+            None => Ok(T::default()),
+            Some(t) => t
+                .clone()
+                .try_into()
+                .map_err(|e: toml::de::Error| ConfigError::Invalid {
+                    path: PathBuf::from(uri),
+                    message: e.message().to_owned(),
+                }),
         }
     }
 
@@ -209,7 +246,9 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
         let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let value: f64 = rest[..number].parse().ok()?;
         rest = &rest[number..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         total += value
             * match &rest[..unit] {
                 "h" => 3600.0,

@@ -2,7 +2,11 @@
 
 use corten_registry::Registration;
 
-use super::{Config, GRPC_TABLE, Socket, TTRPC_TABLE};
+use super::{
+    Config, DEBUG_TABLE, GRPC_METRICS_TABLE, GRPC_TABLE, GRPC_TCP_TABLE, GrpcMetrics,
+    METRICS_TABLE, Metrics, Socket, TTRPC_TABLE,
+};
+use crate::server::TcpSocket;
 
 /// The configuration as TOML, with every plugin's table filled up with its defaults.
 pub(crate) fn render(
@@ -26,6 +30,25 @@ pub(crate) fn render(
         let table = full.plugins.entry(uri.to_owned()).or_default();
         table.retain(|k, v| k != "address" || v.as_str() != Some(""));
         fill(table, &defaults);
+    }
+    // The listeners that are off until they get an address.
+    for (uri, defaults) in [
+        (GRPC_TCP_TABLE, toml::Table::try_from(TcpSocket::default())?),
+        (METRICS_TABLE, toml::Table::try_from(Metrics::default())?),
+        (
+            GRPC_METRICS_TABLE,
+            toml::Table::try_from(GrpcMetrics::default())?,
+        ),
+    ] {
+        fill(full.plugins.entry(uri.to_owned()).or_default(), &defaults);
+    }
+    let debug = full.plugins.entry(DEBUG_TABLE.to_owned()).or_default();
+    for (key, value) in [
+        ("address", toml::Value::from("")),
+        ("uid", 0.into()),
+        ("gid", 0.into()),
+    ] {
+        debug.entry(key).or_insert(value);
     }
     toml::to_string(&full)
 }

@@ -27,7 +27,10 @@ fn version_2_and_3_listeners_move_to_plugins() {
         assert_eq!(c.grpc().unwrap().gid, 5);
         assert_eq!(c.ttrpc().unwrap().address, "/run/x.sock.ttrpc");
         assert_eq!(c.debug.level, "debug");
-        assert_eq!(c.plugins[DEBUG_TABLE]["address"].as_str(), Some("/run/d.sock"));
+        assert_eq!(
+            c.plugins[DEBUG_TABLE]["address"].as_str(),
+            Some("/run/d.sock")
+        );
         assert_eq!(c.version, VERSION);
     }
 }
@@ -53,12 +56,18 @@ imports = []
     );
     let runtime = &c.plugins["io.containerd.cri.v1.runtime"];
     assert_eq!(runtime["enable_selinux"].as_bool(), Some(true));
-    assert_eq!(runtime["containerd"]["default_runtime_name"].as_str(), Some("corten"));
+    assert_eq!(
+        runtime["containerd"]["default_runtime_name"].as_str(),
+        Some("corten")
+    );
     assert_eq!(runtime["cni"]["bin_dirs"][0].as_str(), Some("/usr/lib/cni"));
     let images = &c.plugins["io.containerd.cri.v1.images"];
     assert_eq!(images["snapshotter"].as_str(), Some("native"));
     assert_eq!(images["pinned_images"]["sandbox"].as_str(), Some("pause:3"));
-    assert_eq!(images["registry"]["config_path"].as_str(), Some("/etc/certs.d"));
+    assert_eq!(
+        images["registry"]["config_path"].as_str(),
+        Some("/etc/certs.d")
+    );
     let grpc = &c.plugins["io.containerd.grpc.v1.cri"];
     assert_eq!(grpc["stream_server_port"].as_str(), Some("10010"));
 }
@@ -77,7 +86,11 @@ fn version_1_short_names_get_their_uris() {
 fn imports_merge_in_order_and_zero_values_do_not_override() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    file(d, "10-a.toml", "version = 3\noom_score = 0\nrequired_plugins = [\"io.containerd.b.v1.b\"]\n");
+    file(
+        d,
+        "10-a.toml",
+        "version = 3\noom_score = 0\nrequired_plugins = [\"io.containerd.b.v1.b\"]\n",
+    );
     file(
         d,
         "20-b.toml",
@@ -90,15 +103,24 @@ fn imports_merge_in_order_and_zero_values_do_not_override() {
     );
     let (c, _) = load(&main, true).unwrap();
     assert_eq!(c.oom_score, -5);
-    assert_eq!(c.required_plugins, ["io.containerd.a.v1.a", "io.containerd.b.v1.b"]);
+    assert_eq!(
+        c.required_plugins,
+        ["io.containerd.a.v1.a", "io.containerd.b.v1.b"]
+    );
     assert_eq!(c.debug.level, "warn");
-    assert_eq!(c.plugins["io.containerd.x.v1.x"]["flag"].as_bool(), Some(false));
+    assert_eq!(
+        c.plugins["io.containerd.x.v1.x"]["flag"].as_bool(),
+        Some(false)
+    );
 }
 
 #[test]
 fn unknown_keys_warn_and_wrong_types_name_file_line_and_key() {
     let (_, warnings) = load_text("version = 3\nimports = []\nno_such_key = 1\n");
-    assert!(warnings.iter().any(|w| w.contains("no_such_key")), "{warnings:?}");
+    assert!(
+        warnings.iter().any(|w| w.contains("no_such_key")),
+        "{warnings:?}"
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "bad.toml", "version = 3\n\nroot = 7\n");
     let e = load(&path, true).unwrap_err().to_string();
@@ -106,8 +128,15 @@ fn unknown_keys_warn_and_wrong_types_name_file_line_and_key() {
         assert!(e.contains(part), "{e}");
     }
     let path = file(dir.path(), "new.toml", "version = 5\n");
-    assert!(matches!(load(&path, true), Err(ConfigError::Version { version: 5, .. })));
-    let path = file(dir.path(), "short.toml", "version = 3\nrequired_plugins = [\"cri\"]\n");
+    assert!(matches!(
+        load(&path, true),
+        Err(ConfigError::Version { version: 5, .. })
+    ));
+    let path = file(
+        dir.path(),
+        "short.toml",
+        "version = 3\nrequired_plugins = [\"cri\"]\n",
+    );
     assert!(load(&path, true).is_err());
 }
 
@@ -120,7 +149,14 @@ fn a_missing_file_is_fine_only_when_it_may_be_missing() {
 #[test]
 fn what_is_rendered_loads_again() {
     let dir = tempfile::tempdir().unwrap();
-    let text = render(&Config { imports: Vec::new(), ..Config::default() }, &[]).unwrap();
+    let text = render(
+        &Config {
+            imports: Vec::new(),
+            ..Config::default()
+        },
+        &[],
+    )
+    .unwrap();
     let (c, warnings) = load(&file(dir.path(), "c.toml", &text), true).unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(c.grpc().unwrap().address, "/run/containerd/containerd.sock");
@@ -128,8 +164,18 @@ fn what_is_rendered_loads_again() {
 
 #[test]
 fn durations_are_gos() {
-    for (text, ms) in [("5s", 5000), ("1m0s", 60_000), ("1.5h", 5_400_000), ("300ms", 300), ("0", 0)] {
-        assert_eq!(parse_duration(text), Some(Duration::from_millis(ms)), "{text}");
+    for (text, ms) in [
+        ("5s", 5000),
+        ("1m0s", 60_000),
+        ("1.5h", 5_400_000),
+        ("300ms", 300),
+        ("0", 0),
+    ] {
+        assert_eq!(
+            parse_duration(text),
+            Some(Duration::from_millis(ms)),
+            "{text}"
+        );
     }
     for bad in ["", "5", "s", "5x", "-1s"] {
         assert_eq!(parse_duration(bad), None, "{bad}");

@@ -32,7 +32,10 @@ fn blob(media_type: &str, data: Vec<u8>) -> Blob {
 
 /// Builds the image.
 pub(super) fn build() -> Result<Image> {
-    let layer = blob("application/vnd.oci.image.layer.v1.tar", layer().context("build the layer")?);
+    let layer = blob(
+        "application/vnd.oci.image.layer.v1.tar",
+        layer().context("build the layer")?,
+    );
     let architecture = corten_registry::Platform::host().architecture;
     let config = serde_json::json!({
         "architecture": architecture,
@@ -40,8 +43,10 @@ pub(super) fn build() -> Result<Image> {
         "config": {"Entrypoint": ["/hello"], "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [layer.descriptor.digest]},
     });
-    let config =
-        blob("application/vnd.oci.image.config.v1+json", serde_json::to_vec(&config)?);
+    let config = blob(
+        "application/vnd.oci.image.config.v1+json",
+        serde_json::to_vec(&config)?,
+    );
     let describe = |b: &Blob| {
         serde_json::json!({
             "mediaType": b.descriptor.media_type,
@@ -55,9 +60,15 @@ pub(super) fn build() -> Result<Image> {
         "config": describe(&config),
         "layers": [describe(&layer)],
     });
-    let manifest =
-        blob("application/vnd.oci.image.manifest.v1+json", serde_json::to_vec(&manifest)?);
-    Ok(Image { manifest, config, layer })
+    let manifest = blob(
+        "application/vnd.oci.image.manifest.v1+json",
+        serde_json::to_vec(&manifest)?,
+    );
+    Ok(Image {
+        manifest,
+        config,
+        layer,
+    })
 }
 
 fn layer() -> Result<Vec<u8>> {

@@ -23,7 +23,9 @@ pub(crate) fn run() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the demo makes namespaces, mounts and cgroups: run it as root");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let home = Home::new()?;
         let begun = Instant::now();
@@ -38,7 +40,14 @@ pub(crate) fn run() -> Result<()> {
         stop(&mut daemon).await;
         if outcome.is_err() {
             let log = std::fs::read_to_string(home.0.join("log")).unwrap_or_default();
-            for line in log.lines().rev().take(20).collect::<Vec<_>>().into_iter().rev() {
+            for line in log
+                .lines()
+                .rev()
+                .take(20)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+            {
                 tell(&format!("daemon: {line}"));
             }
         }

@@ -42,8 +42,10 @@ const EXIT_CODE: u32 = 7;
 
 fn request<T>(message: T) -> tonic::Request<T> {
     let mut r = tonic::Request::new(message);
-    r.metadata_mut()
-        .insert(NAMESPACE_HEADER, tonic::metadata::MetadataValue::from_static(NAMESPACE));
+    r.metadata_mut().insert(
+        NAMESPACE_HEADER,
+        tonic::metadata::MetadataValue::from_static(NAMESPACE),
+    );
     r
 }
 
@@ -74,14 +76,21 @@ pub(super) async fn show(
     let id = format!("hello-{daemon}");
     let mut t = Timings::default();
     t.0.push(("daemon start", booted));
-    tell(&format!("cortend {} serves as pid {daemon}", crate::cli::VERSION));
+    tell(&format!(
+        "cortend {} serves as pid {daemon}",
+        crate::cli::VERSION
+    ));
     let image = image::build()?;
     let chain = image.layer.descriptor.digest.clone();
     t.step("load image", load(&channel, &image)).await?;
-    t.step("unpack", unpack(&channel, &image.layer, &chain)).await?;
-    let mounts = t.step("prepare rootfs", prepare(&channel, &id, &chain)).await?;
+    t.step("unpack", unpack(&channel, &image.layer, &chain))
+        .await?;
+    let mounts = t
+        .step("prepare rootfs", prepare(&channel, &id, &chain))
+        .await?;
     let mut tasks = TasksClient::new(channel.clone());
-    t.step("create container", create_record(&channel, &id)).await?;
+    t.step("create container", create_record(&channel, &id))
+        .await?;
     let fifo = home.join("stdout");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).context("make the fifo")?;
     let mut output = tokio::net::unix::pipe::OpenOptions::new()
@@ -95,31 +104,63 @@ pub(super) async fn show(
         ..CreateTaskRequest::default()
     };
     let pid = t
-        .step("create task", async { Ok(tasks.create(request(create)).await?.into_inner().pid) })
+        .step("create task", async {
+            Ok(tasks.create(request(create)).await?.into_inner().pid)
+        })
         .await?;
     outside(pid);
     let mut waiter = tasks.clone();
-    let wait = request(WaitRequest { container_id: id.clone(), ..WaitRequest::default() });
+    let wait = request(WaitRequest {
+        container_id: id.clone(),
+        ..WaitRequest::default()
+    });
     let begun = Instant::now();
-    let start = StartRequest { container_id: id.clone(), ..StartRequest::default() };
-    let (exit, ()) = tokio::try_join!(async { anyhow::Ok(waiter.wait(wait).await?.into_inner()) }, async {
-        t.step("start task", async { Ok(drop(tasks.start(request(start)).await?)) }).await
-    })?;
+    let start = StartRequest {
+        container_id: id.clone(),
+        ..StartRequest::default()
+    };
+    let (exit, ()) = tokio::try_join!(
+        async { anyhow::Ok(waiter.wait(wait).await?.into_inner()) },
+        async {
+            t.step("start task", async {
+                Ok(drop(tasks.start(request(start)).await?))
+            })
+            .await
+        }
+    )?;
     t.0.push(("start to exit", begun.elapsed()));
     let mut text = String::new();
-    output.read_to_string(&mut text).await.context("read the container's output")?;
+    output
+        .read_to_string(&mut text)
+        .await
+        .context("read the container's output")?;
     for line in text.lines() {
         tell(&format!("  container | {line}"));
     }
-    let delete = DeleteTaskRequest { container_id: id.clone() };
-    t.step("delete task", async { Ok(drop(tasks.delete(request(delete)).await?)) }).await?;
-    t.step("remove everything", remove(&channel, &id, &chain)).await?;
-    tell(&format!("exit code {} (asked for {EXIT_CODE})", exit.exit_status));
+    let delete = DeleteTaskRequest {
+        container_id: id.clone(),
+    };
+    t.step("delete task", async {
+        Ok(drop(tasks.delete(request(delete)).await?))
+    })
+    .await?;
+    t.step("remove everything", remove(&channel, &id, &chain))
+        .await?;
+    tell(&format!(
+        "exit code {} (asked for {EXIT_CODE})",
+        exit.exit_status
+    ));
     for (name, time) in &t.0 {
         tell(&format!("  {name:<18} {:8.2} ms", time.as_secs_f64() * 1e3));
     }
-    anyhow::ensure!(exit.exit_status == EXIT_CODE, "the exit code is not the one asked for");
-    anyhow::ensure!(text.contains("hello from pid 1"), "the container's output is missing");
+    anyhow::ensure!(
+        exit.exit_status == EXIT_CODE,
+        "the exit code is not the one asked for"
+    );
+    anyhow::ensure!(
+        text.contains("hello from pid 1"),
+        "the container's output is missing"
+    );
     Ok(())
 }
 
@@ -129,8 +170,15 @@ fn outside(pid: u32) {
     for ns in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
         let link = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{ns}"));
         if let (Ok(theirs), Ok(ours)) = (link(&pid.to_string()), link("self")) {
-            let note = if theirs == ours { "shared with the host" } else { "its own" };
-            tell(&format!("  namespace {:<24} {note}", theirs.display().to_string()));
+            let note = if theirs == ours {
+                "shared with the host"
+            } else {
+                "its own"
+            };
+            tell(&format!(
+                "  namespace {:<24} {note}",
+                theirs.display().to_string()
+            ));
         }
     }
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -149,8 +197,14 @@ async fn load(channel: &ClientChannel, image: &image::Image) -> Result<()> {
         target: Some(image.manifest.descriptor.clone()),
         ..ImageRecord::default()
     };
-    let create = CreateImageRequest { image: Some(record), ..CreateImageRequest::default() };
-    ImagesClient::new(channel.clone()).create(request(create)).await.context("create image")?;
+    let create = CreateImageRequest {
+        image: Some(record),
+        ..CreateImageRequest::default()
+    };
+    ImagesClient::new(channel.clone())
+        .create(request(create))
+        .await
+        .context("create image")?;
     Ok(())
 }
 
@@ -165,8 +219,11 @@ async fn write(mut content: ContentClient<ClientChannel>, blob: &Blob) -> Result
         data: blob.data.clone().into(),
         ..WriteContentRequest::default()
     };
-    let mut answers =
-        content.write(request(tokio_stream::once(message))).await.context("write blob")?.into_inner();
+    let mut answers = content
+        .write(request(tokio_stream::once(message)))
+        .await
+        .context("write blob")?
+        .into_inner();
     while answers.message().await.context("commit blob")?.is_some() {}
     Ok(())
 }
@@ -179,13 +236,21 @@ async fn unpack(channel: &ClientChannel, layer: &Blob, chain: &str) -> Result<()
         key: key.clone(),
         ..PrepareSnapshotRequest::default()
     };
-    let mounts = snapshots.prepare(request(prepare)).await.context("prepare")?.into_inner().mounts;
+    let mounts = snapshots
+        .prepare(request(prepare))
+        .await
+        .context("prepare")?
+        .into_inner()
+        .mounts;
     let apply = ApplyRequest {
         diff: Some(layer.descriptor.clone()),
         mounts,
         ..ApplyRequest::default()
     };
-    DiffClient::new(channel.clone()).apply(request(apply)).await.context("apply")?;
+    DiffClient::new(channel.clone())
+        .apply(request(apply))
+        .await
+        .context("apply")?;
     let commit = CommitSnapshotRequest {
         snapshotter: SNAPSHOTTER.into(),
         name: chain.to_owned(),
@@ -203,21 +268,32 @@ async fn prepare(channel: &ClientChannel, id: &str, chain: &str) -> Result<Vec<M
         parent: chain.to_owned(),
         ..PrepareSnapshotRequest::default()
     };
-    Ok(SnapshotsClient::new(channel.clone()).prepare(request(prepare)).await?.into_inner().mounts)
+    Ok(SnapshotsClient::new(channel.clone())
+        .prepare(request(prepare))
+        .await?
+        .into_inner()
+        .mounts)
 }
 
 async fn create_record(channel: &ClientChannel, id: &str) -> Result<()> {
     let container = Container {
         id: id.to_owned(),
         image: NAME.into(),
-        runtime: Some(Runtime { name: RUNTIME.into(), options: None }),
+        runtime: Some(Runtime {
+            name: RUNTIME.into(),
+            options: None,
+        }),
         spec: Some(pack_json(OCI_SPEC, serde_json::to_vec(&spec(id))?)),
         snapshotter: SNAPSHOTTER.into(),
         snapshot_key: id.to_owned(),
         ..Container::default()
     };
-    let create = CreateContainerRequest { container: Some(container) };
-    ContainersClient::new(channel.clone()).create(request(create)).await?;
+    let create = CreateContainerRequest {
+        container: Some(container),
+    };
+    ContainersClient::new(channel.clone())
+        .create(request(create))
+        .await?;
     Ok(())
 }
 
@@ -243,7 +319,7 @@ fn spec(id: &str) -> serde_json::Value {
             "cgroupsPath": format!("/corten-{id}"),
             "resources": {"memory": {"limit": 64 << 20}, "pids": {"limit": 32}},
             "namespaces": [
-                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}, {"type": "cgroup"},
             ],
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
             "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
@@ -253,15 +329,28 @@ fn spec(id: &str) -> serde_json::Value {
 
 async fn remove(channel: &ClientChannel, id: &str, chain: &str) -> Result<()> {
     let container = DeleteContainerRequest { id: id.to_owned() };
-    ContainersClient::new(channel.clone()).delete(request(container)).await?;
+    ContainersClient::new(channel.clone())
+        .delete(request(container))
+        .await?;
     let mut snapshots = SnapshotsClient::new(channel.clone());
     for key in [id, chain] {
-        let remove =
-            RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: key.to_owned() };
-        snapshots.remove(request(remove)).await.with_context(|| format!("remove {key}"))?;
+        let remove = RemoveSnapshotRequest {
+            snapshotter: SNAPSHOTTER.into(),
+            key: key.to_owned(),
+        };
+        snapshots
+            .remove(request(remove))
+            .await
+            .with_context(|| format!("remove {key}"))?;
     }
-    let delete =
-        DeleteImageRequest { name: NAME.into(), sync: true, ..DeleteImageRequest::default() };
-    ImagesClient::new(channel.clone()).delete(request(delete)).await.context("delete image")?;
+    let delete = DeleteImageRequest {
+        name: NAME.into(),
+        sync: true,
+        ..DeleteImageRequest::default()
+    };
+    ImagesClient::new(channel.clone())
+        .delete(request(delete))
+        .await
+        .context("delete image")?;
     Ok(())
 }

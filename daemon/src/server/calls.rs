@@ -40,7 +40,9 @@ const CODES: [&str; 17] = [
 ];
 
 /// Upper bounds of the histogram in seconds: the defaults of Prometheus' clients.
-const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: [f64; 11] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 /// The table, or nothing when nobody will read it. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -75,8 +77,13 @@ pub(super) struct Ticket {
 impl Calls {
     /// A table of every method that our protocols have.
     pub(super) fn new(histogram: bool) -> Self {
-        let methods = methods(corten_protos::DESCRIPTORS).chain(health()).collect();
-        Self { methods: Some(Arc::new(methods)), histogram }
+        let methods = methods(corten_protos::DESCRIPTORS)
+            .chain(health())
+            .collect();
+        Self {
+            methods: Some(Arc::new(methods)),
+            histogram,
+        }
     }
 
     /// Counts a call that begins; none for a method that no protocol of ours has.
@@ -94,9 +101,16 @@ impl Calls {
     /// Writes the counters of the methods that were called at least once.
     pub(super) fn encode(&self, out: &mut String) {
         let Some(methods) = &self.methods else { return };
-        let called: Vec<&Method> =
-            methods.values().filter(|m| m.started.load(Ordering::Relaxed) > 0).collect();
-        family(out, "grpc_server_started_total", "counter", "Total number of RPCs started on the server.");
+        let called: Vec<&Method> = methods
+            .values()
+            .filter(|m| m.started.load(Ordering::Relaxed) > 0)
+            .collect();
+        family(
+            out,
+            "grpc_server_started_total",
+            "counter",
+            "Total number of RPCs started on the server.",
+        );
         for m in &called {
             let n = m.started.load(Ordering::Relaxed);
             let _ = writeln!(out, "grpc_server_started_total{{{}}} {n}", m.labels());
@@ -132,7 +146,12 @@ pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
 
 fn histogram(out: &mut String, called: &[&Method]) {
     let name = "grpc_server_handling_seconds";
-    family(out, name, "histogram", "Response latency in seconds of RPCs handled by the server.");
+    family(
+        out,
+        name,
+        "histogram",
+        "Response latency in seconds of RPCs handled by the server.",
+    );
     for m in called {
         let labels = m.labels();
         let mut total = 0;
@@ -148,14 +167,22 @@ fn histogram(out: &mut String, called: &[&Method]) {
             }
         }
         let sum = m.nanos.load(Ordering::Relaxed) as f64 / 1e9;
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {total}");
+        let _ = writeln!(
+            out,
+            "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {total}"
+        );
     }
 }
 
 // === impl Method ===
 
 impl Method {
-    fn new(service: &str, name: &str, client_streams: bool, server_streams: bool) -> (String, Self) {
+    fn new(
+        service: &str,
+        name: &str,
+        client_streams: bool,
+        server_streams: bool,
+    ) -> (String, Self) {
         let kind = match (client_streams, server_streams) {
             (false, false) => "unary",
             (true, false) => "client_stream",
@@ -194,19 +221,30 @@ impl Ticket {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
-        let Some(m) = self.methods.get(&self.path) else { return };
+        let Some(m) = self.methods.get(&self.path) else {
+            return;
+        };
         if let Some(count) = m.handled.get(code as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
         let took = self.begun.elapsed();
-        let bucket = BUCKETS.iter().position(|le| took.as_secs_f64() <= *le).unwrap_or(BUCKETS.len());
+        let bucket = BUCKETS
+            .iter()
+            .position(|le| took.as_secs_f64() <= *le)
+            .unwrap_or(BUCKETS.len());
         m.took[bucket].fetch_add(1, Ordering::Relaxed);
-        m.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        m.nanos.fetch_add(
+            u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
     }
 
     /// `body`, watched for the trailers in which a call says how it ended.
     pub(super) fn watch(self, body: Body) -> Body {
-        Body::new(Watched { inner: body, ticket: self })
+        Body::new(Watched {
+            inner: body,
+            ticket: self,
+        })
     }
 }
 
@@ -292,9 +330,9 @@ fn methods(descriptors: &[u8]) -> impl Iterator<Item = (String, Method)> {
         let package = f.package;
         f.service.into_iter().flat_map(move |s| {
             let service = format!("{package}.{}", s.name);
-            s.method.into_iter().map(move |m| {
-                Method::new(&service, &m.name, m.client_streams, m.server_streams)
-            })
+            s.method
+                .into_iter()
+                .map(move |m| Method::new(&service, &m.name, m.client_streams, m.server_streams))
         })
     })
 }
@@ -302,7 +340,10 @@ fn methods(descriptors: &[u8]) -> impl Iterator<Item = (String, Method)> {
 /// gRPC's own health protocol, which tonic-health brings.
 fn health() -> [(String, Method); 2] {
     let service = "grpc.health.v1.Health";
-    [Method::new(service, "Check", false, false), Method::new(service, "Watch", false, true)]
+    [
+        Method::new(service, "Check", false, false),
+        Method::new(service, "Watch", false, true),
+    ]
 }
 
 #[cfg(test)]
@@ -357,7 +398,12 @@ mod tests {
         let calls = Calls::new(true);
         calls.start(CREATE).unwrap().finish(Code::Ok);
         let text = text(&calls);
-        let line = |start: &str| text.lines().find(|l| l.contains(start)).unwrap_or_default().to_owned();
+        let line = |start: &str| {
+            text.lines()
+                .find(|l| l.contains(start))
+                .unwrap_or_default()
+                .to_owned()
+        };
         assert!(line("le=\"+Inf\"").ends_with(" 1"), "{text}");
         assert!(line("le=\"10\"").ends_with(" 1"), "{text}");
         assert!(line("seconds_count").ends_with(" 1"), "{text}");
@@ -375,6 +421,10 @@ mod tests {
             .with_trailers(async move { Some(Ok(trailers)) });
         let watched = calls.start(READ).unwrap().watch(Body::new(body));
         assert_eq!(watched.collect().await.unwrap().to_bytes(), "x");
-        assert!(text(&calls).contains("grpc_code=\"DataLoss\""), "{}", text(&calls));
+        assert!(
+            text(&calls).contains("grpc_code=\"DataLoss\""),
+            "{}",
+            text(&calls)
+        );
     }
 }

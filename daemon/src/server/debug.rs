@@ -45,7 +45,9 @@ pub(super) fn handler(facts: Facts) -> Handler {
 
 fn vars(facts: &Facts) -> Value {
     let p = Process::now();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let plugins: Vec<Value> = facts.plugins.iter().map(plugin).collect();
     json!({
         "cmdline": std::env::args().collect::<Vec<_>>(),
@@ -83,12 +85,18 @@ fn plugin(record: &Record) -> Value {
 /// Number of bundles, for each namespace.
 fn tasks(state: &std::path::Path) -> Value {
     let folders = |dir: PathBuf| {
-        let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        let entries = std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
         entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
     };
     let namespaces = folders(state.join("io.containerd.runtime.v2.task"));
     let counts = namespaces.map(|ns| {
-        (ns.file_name().to_string_lossy().into_owned(), folders(ns.path()).count().into())
+        (
+            ns.file_name().to_string_lossy().into_owned(),
+            folders(ns.path()).count().into(),
+        )
     });
     Value::Object(counts.collect())
 }

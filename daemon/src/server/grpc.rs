@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use corten_core::service::GrpcService;
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::RoutesBuilder;
-use tonic::transport::{Endpoint, Server, Uri};
+use tonic::transport::server::Connected;
+use tonic::transport::{Endpoint, Server, ServerTlsConfig, Uri};
 use tracing::error;
 
 use super::ClientChannel;
-use super::layer::{CallLayer, InFlight};
+use super::layer::CallLayer;
 use crate::config::Socket;
 
 /// Window of one stream and of a connection: a blob read or an image import must not wait for window updates.
@@ -26,27 +29,51 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 pub(super) fn serve(
     socket: &Socket,
     services: &[Arc<dyn GrpcService>],
-    in_flight: InFlight,
-    mut stopped: watch::Receiver<bool>,
+    layer: CallLayer,
+    stopped: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
-    let listener = bind(socket)?;
+    serve_on(
+        UnixListenerStream::new(bind(socket)?),
+        None,
+        services,
+        layer,
+        stopped,
+    )
+}
+
+/// Serves `services` on a listener's connections until `stopped`.
+pub(super) fn serve_on<I, IO>(
+    incoming: I,
+    tls: Option<ServerTlsConfig>,
+    services: &[Arc<dyn GrpcService>],
+    layer: CallLayer,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<JoinHandle<()>>
+where
+    I: Stream<Item = std::io::Result<IO>> + Send + 'static,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let mut routes = RoutesBuilder::default();
     for service in services {
         service.add_to(&mut routes);
     }
-    let server = Server::builder()
+    let mut server = Server::builder();
+    if let Some(tls) = tls {
+        server = server
+            .tls_config(tls)
+            .context("set up TLS from tls_cert and tls_key")?;
+    }
+    let server = server
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .layer(CallLayer::new(in_flight))
+        .layer(layer)
         .add_routes(routes.routes());
-    #[expect(clippy::disallowed_methods, reason = "owned by Servers, which aborts it at drain")]
+    // Owned by Servers, which aborts it at drain.
     let task = tokio::spawn(async move {
         let stop = async move {
             let _ = stopped.wait_for(|s| *s).await;
         };
-        if let Err(error) =
-            server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await
-        {
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
             error!(%error, "the gRPC server ended");
         }
     });
@@ -55,7 +82,7 @@ pub(super) fn serve(
 
 /// A listening unix socket of mode 0660 with the configured owner. A stale socket file is replaced; a live one is
 /// an error.
-fn bind(socket: &Socket) -> Result<UnixListener> {
+pub(super) fn bind(socket: &Socket) -> Result<UnixListener> {
     let path = socket_path(socket)?;
     prepare(path)?;
     let listener = UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
@@ -65,9 +92,17 @@ fn bind(socket: &Socket) -> Result<UnixListener> {
 
 /// The path of a socket address.
 pub(super) fn socket_path(socket: &Socket) -> Result<&Path> {
-    let path = Path::new(socket.address.strip_prefix("unix://").unwrap_or(&socket.address));
+    let path = Path::new(
+        socket
+            .address
+            .strip_prefix("unix://")
+            .unwrap_or(&socket.address),
+    );
     if !path.is_absolute() {
-        bail!("address {:?} is not the path of a unix socket", socket.address);
+        bail!(
+            "address {:?} is not the path of a unix socket",
+            socket.address
+        );
     }
     Ok(path)
 }
@@ -97,7 +132,10 @@ pub(super) fn own(path: &Path, socket: &Socket) -> Result<()> {
 
 /// A client of the daemon at `address`, for our own sub-commands.
 pub(crate) async fn client(address: &str) -> Result<ClientChannel> {
-    let path = address.strip_prefix("unix://").unwrap_or(address).to_owned();
+    let path = address
+        .strip_prefix("unix://")
+        .unwrap_or(address)
+        .to_owned();
     let shown = path.clone();
     Endpoint::from_static("http://localhost")
         .connect_with_connector(tower::service_fn(move |_: Uri| {

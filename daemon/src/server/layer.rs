@@ -1,4 +1,5 @@
-//! The one layer around every gRPC call: a span, the log line of a failure, panics, and the count of calls in flight.
+//! The one layer around every gRPC call: a span, the log line of a failure, panics, and the counts of
+//! calls in flight and of calls handled.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -16,8 +17,16 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{debug, error};
 
+use super::calls::Calls;
+
 /// Calls that last as long as their client wants: the drain does not wait for them.
-const ENDLESS: [&str; 5] = ["/Wait", "/Subscribe", "/Stream", "/Watch", "/GetContainerEvents"];
+const ENDLESS: [&str; 5] = [
+    "/Wait",
+    "/Subscribe",
+    "/Stream",
+    "/Watch",
+    "/GetContainerEvents",
+];
 
 /// Counts the finite calls that are running.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +60,11 @@ impl InFlight {
         Guard(Some(self.inner.clone()))
     }
 
+    /// The number of finite calls that are running.
+    pub(super) fn count(&self) -> usize {
+        self.inner.running.load(Ordering::Acquire)
+    }
+
     /// Returns once no finite call runs. Cancel-safe.
     pub(super) async fn idle(&self) {
         loop {
@@ -67,18 +81,23 @@ impl InFlight {
 #[derive(Debug, Clone)]
 pub(super) struct CallLayer {
     in_flight: InFlight,
+    calls: Calls,
 }
 
 impl CallLayer {
-    pub(super) fn new(in_flight: InFlight) -> Self {
-        Self { in_flight }
+    pub(super) fn new(in_flight: InFlight, calls: Calls) -> Self {
+        Self { in_flight, calls }
     }
 }
 
 impl<S> Layer<S> for CallLayer {
     type Service = Call<S>;
     fn layer(&self, inner: S) -> Self::Service {
-        Call { inner, in_flight: self.in_flight.clone() }
+        Call {
+            inner,
+            in_flight: self.in_flight.clone(),
+            calls: self.calls.clone(),
+        }
     }
 }
 
@@ -87,6 +106,7 @@ impl<S> Layer<S> for CallLayer {
 pub(super) struct Call<S> {
     inner: S,
     in_flight: InFlight,
+    calls: Calls,
 }
 
 impl<S> Service<http::Request<Body>> for Call<S>
@@ -111,6 +131,7 @@ where
             .unwrap_or_default()
             .to_owned();
         let guard = self.in_flight.enter(&path);
+        let ticket = self.calls.start(&path);
         let begun = Instant::now();
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -119,15 +140,26 @@ where
             let Ok(response) = outcome else {
                 // A bug of ours must not take the daemon and its other clients with it (CVE-2026-95839).
                 error!(method = %path, %namespace, "a call panicked");
+                if let Some(ticket) = ticket {
+                    ticket.finish(Code::Internal);
+                }
                 return Ok(Status::internal("internal error: the call panicked").into_http());
             };
             let response = response?;
             let took = begun.elapsed().as_secs_f64();
-            match Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok) {
-                Some(status) => {
-                    debug!(method = %path, %namespace, code = ?status.code(), error = status.message(), took, "call failed");
-                }
-                None => debug!(method = %path, %namespace, took, "call"),
+            let Some(status) = Status::from_header_map(response.headers()) else {
+                debug!(method = %path, %namespace, took, "call");
+                // How it ends is in its trailers, after the last message.
+                return Ok(match ticket {
+                    Some(ticket) => response.map(|body| ticket.watch(body)),
+                    None => response,
+                });
+            };
+            if status.code() != Code::Ok {
+                debug!(method = %path, %namespace, code = ?status.code(), error = status.message(), took, "call failed");
+            }
+            if let Some(ticket) = ticket {
+                ticket.finish(status.code());
             }
             Ok(response)
         })

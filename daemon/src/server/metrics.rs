@@ -20,7 +20,12 @@ pub(super) fn handler(calls: Calls) -> Handler {
 
 fn text(calls: &Calls, process: &Process) -> String {
     let mut out = String::with_capacity(16 << 10);
-    family(&mut out, "containerd_build_info_total", "counter", "containerd build information");
+    family(
+        &mut out,
+        "containerd_build_info_total",
+        "counter",
+        "containerd build information",
+    );
     let _ = writeln!(
         out,
         "containerd_build_info_total{{revision=\"\",version=\"{}\"}} 1",
@@ -35,8 +40,18 @@ fn text(calls: &Calls, process: &Process) -> String {
             "Total user and system CPU time spent in seconds.",
             p.cpu_seconds,
         ),
-        ("process_max_fds", "gauge", "Maximum number of open file descriptors.", p.max_fds as f64),
-        ("process_open_fds", "gauge", "Number of open file descriptors.", p.open_fds as f64),
+        (
+            "process_max_fds",
+            "gauge",
+            "Maximum number of open file descriptors.",
+            p.max_fds as f64,
+        ),
+        (
+            "process_open_fds",
+            "gauge",
+            "Number of open file descriptors.",
+            p.open_fds as f64,
+        ),
         (
             "process_resident_memory_bytes",
             "gauge",
@@ -49,7 +64,12 @@ fn text(calls: &Calls, process: &Process) -> String {
             "Start time of the process since unix epoch in seconds.",
             p.started,
         ),
-        ("process_threads", "gauge", "Number of OS threads in the process.", p.threads as f64),
+        (
+            "process_threads",
+            "gauge",
+            "Number of OS threads in the process.",
+            p.threads as f64,
+        ),
         (
             "process_virtual_memory_bytes",
             "gauge",
@@ -87,17 +107,32 @@ mod tests {
     #[test]
     fn every_line_is_a_comment_or_a_sample() {
         let calls = Calls::new(true);
-        let call = calls.start("/containerd.services.version.v1.Version/Version").unwrap();
+        let call = calls
+            .start("/containerd.services.version.v1.Version/Version")
+            .unwrap();
         call.finish(tonic::Code::Ok);
-        let process = Process { resident_bytes: 5, started: 1.5, ..Process::default() };
+        let process = Process {
+            resident_bytes: 5,
+            started: 1.5,
+            ..Process::default()
+        };
         let text = text(&calls, &process);
         for line in text.lines().filter(|l| !l.starts_with("# ")) {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<f64>().is_ok(), "{line}");
-            assert!(!name.contains(' ') && name.contains('{') == name.ends_with('}'), "{line}");
+            assert!(
+                !name.contains(' ') && name.contains('{') == name.ends_with('}'),
+                "{line}"
+            );
         }
-        assert!(text.contains("\nprocess_resident_memory_bytes 5\n"), "{text}");
-        assert!(text.contains("\nprocess_start_time_seconds 1.5\n"), "{text}");
+        assert!(
+            text.contains("\nprocess_resident_memory_bytes 5\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nprocess_start_time_seconds 1.5\n"),
+            "{text}"
+        );
         assert!(text.ends_with('\n'));
         assert_eq!(escape("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
     }
@@ -114,9 +149,13 @@ mod tests {
             stream.read_to_string(&mut answer).await.unwrap();
             answer
         };
-        let found = ask("GET /v1/metrics?x=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let found =
+            ask("GET /v1/metrics?x=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         assert!(found.starts_with("HTTP/1.1 200 OK\r\n"), "{found}");
-        assert!(found.contains("content-type: text/plain; version=0.0.4"), "{found}");
+        assert!(
+            found.contains("content-type: text/plain; version=0.0.4"),
+            "{found}"
+        );
         assert!(found.contains("\nprocess_open_fds "), "{found}");
         let other = ask("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         assert!(other.starts_with("HTTP/1.1 404 "), "{other}");

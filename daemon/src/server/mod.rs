@@ -1,10 +1,18 @@
-//! The sockets: gRPC and ttrpc on unix sockets, one layer around every call, and the drain.
+//! The sockets: gRPC and ttrpc on unix sockets, one layer around every call, and the drain. On request also gRPC over
+//! TCP, Prometheus' metrics and the debug socket.
 
+mod calls;
+mod debug;
 mod grpc;
 mod layer;
+mod metrics;
+mod process;
+mod tcp;
 mod ttrpc;
+mod web;
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use corten_core::kinds;
@@ -14,41 +22,118 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use crate::config::Socket;
-use layer::InFlight;
+use crate::config::{
+    Config, ConfigError, DEBUG_TABLE, GRPC_METRICS_TABLE, GRPC_TCP_TABLE, GrpcMetrics,
+    METRICS_TABLE, Metrics, Socket,
+};
+use calls::Calls;
+use layer::{CallLayer, InFlight};
+use web::Listener;
 
 pub(crate) use grpc::client;
+pub(crate) use tcp::TcpSocket;
+
+/// What the configuration says of the listeners.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    pub(crate) grpc: Socket,
+    pub(crate) ttrpc: Socket,
+    tcp: TcpSocket,
+    debug: Socket,
+    metrics: Metrics,
+    grpc_metrics: GrpcMetrics,
+    state: std::path::PathBuf,
+}
+
+impl Listeners {
+    /// Reads their tables.
+    pub(crate) fn of(config: &Config) -> Result<Self, ConfigError> {
+        Ok(Self {
+            grpc: config.grpc()?,
+            ttrpc: config.ttrpc()?,
+            tcp: config.table(GRPC_TCP_TABLE)?,
+            debug: config.table(DEBUG_TABLE)?,
+            metrics: config.table(METRICS_TABLE)?,
+            grpc_metrics: config.table(GRPC_METRICS_TABLE)?,
+            state: config.state.clone(),
+        })
+    }
+}
 
 /// The running servers.
 pub(crate) struct Servers {
     stop: watch::Sender<bool>,
-    grpc: JoinHandle<()>,
+    /// gRPC on its sockets, and the operator's endpoints.
+    tasks: Vec<JoinHandle<()>>,
     ttrpc: ::ttrpc::r#async::Server,
     in_flight: InFlight,
     sockets: Vec<String>,
 }
 
 impl Servers {
-    /// Binds both sockets and serves what the plugins offer.
-    pub(crate) async fn start(plugins: &Plugins, grpc: &Socket, ttrpc: &Socket) -> Result<Self> {
+    /// Binds the sockets and serves what the plugins offer.
+    pub(crate) async fn start(
+        plugins: &Plugins,
+        listeners: &Listeners,
+        begun: Instant,
+    ) -> Result<Self> {
+        let l = listeners;
         let (stop, stopped) = watch::channel(false);
         let in_flight = InFlight::default();
-        let services: Vec<_> =
-            plugins.all::<kinds::Grpc>().into_iter().map(|(_, service)| service).collect();
-        let grpc_task = grpc::serve(grpc, &services, in_flight.clone(), stopped)
-            .with_context(|| format!("serve gRPC on {}", grpc.address))?;
-        let services = plugins.all::<kinds::Ttrpc>().into_iter().map(|(_, service)| service);
-        let ttrpc_server = ttrpc::serve(ttrpc, services)
+        let calls = if l.metrics.address.is_empty() {
+            Calls::default()
+        } else {
+            Calls::new(l.grpc_metrics.grpc_histogram)
+        };
+        let layer = CallLayer::new(in_flight.clone(), calls.clone());
+        let services: Vec<_> = plugins
+            .all::<kinds::Grpc>()
+            .into_iter()
+            .map(|(_, service)| service)
+            .collect();
+        let mut tasks = vec![
+            grpc::serve(&l.grpc, &services, layer.clone(), stopped.clone())
+                .with_context(|| format!("serve gRPC on {}", l.grpc.address))?,
+        ];
+        info!(address = %l.grpc.address, "serving...");
+        let ttrpc_services = plugins.all::<kinds::Ttrpc>().into_iter().map(|(_, s)| s);
+        let ttrpc = ttrpc::serve(&l.ttrpc, ttrpc_services)
             .await
-            .with_context(|| format!("serve ttrpc on {}", ttrpc.address))?;
-        info!(address = %grpc.address, "serving...");
-        info!(address = %ttrpc.address, "serving...");
+            .with_context(|| format!("serve ttrpc on {}", l.ttrpc.address))?;
+        info!(address = %l.ttrpc.address, "serving...");
+        let mut sockets = vec![l.grpc.address.clone(), l.ttrpc.address.clone()];
+        if !l.tcp.address.is_empty() {
+            let served = tcp::serve(&l.tcp, &services, layer, stopped).await;
+            tasks.push(served.with_context(|| format!("serve gRPC on {}", l.tcp.address))?);
+            info!(address = %l.tcp.address, "serving...");
+        }
+        if !l.metrics.address.is_empty() {
+            let listener = web::bind_tcp(&l.metrics.address)
+                .await
+                .context("serve metrics")?;
+            tasks.push(endpoint(Listener::Tcp(listener), metrics::handler(calls)));
+            info!(address = %l.metrics.address, "serving metrics...");
+        }
+        if !l.debug.address.is_empty() {
+            let facts = debug::Facts {
+                plugins: plugins.records().to_vec(),
+                state: l.state.clone(),
+                in_flight: in_flight.clone(),
+                begun,
+            };
+            let listener = debug_listener(&l.debug).await.context("serve debug")?;
+            if matches!(listener, Listener::Unix(_)) {
+                sockets.push(l.debug.address.clone());
+            }
+            tasks.push(endpoint(listener, debug::handler(facts)));
+            info!(address = %l.debug.address, "serving debug...");
+        }
         Ok(Self {
             stop,
-            grpc: grpc_task,
-            ttrpc: ttrpc_server,
+            tasks,
+            ttrpc,
             in_flight,
-            sockets: vec![grpc.address.clone(), ttrpc.address.clone()],
+            sockets,
         })
     }
 
@@ -56,20 +141,45 @@ impl Servers {
     pub(crate) async fn drain(mut self, patience: Duration) {
         let _ = self.stop.send(true);
         self.ttrpc.stop_listen().await;
-        if tokio::time::timeout(patience, self.in_flight.idle()).await.is_err() {
+        if tokio::time::timeout(patience, self.in_flight.idle())
+            .await
+            .is_err()
+        {
             warn!("some calls did not end in time");
         }
-        self.grpc.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
         self.ttrpc.disconnect().await;
         for path in &self.sockets {
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(path.strip_prefix("unix://").unwrap_or(path));
         }
     }
 }
 
 impl std::fmt::Debug for Servers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Servers").field("sockets", &self.sockets).finish_non_exhaustive()
+        f.debug_struct("Servers")
+            .field("sockets", &self.sockets)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves an operator's endpoint; the task is one of the `Servers`.
+fn endpoint(listener: Listener, handler: web::Handler) -> JoinHandle<()> {
+    tokio::spawn(web::serve(listener, handler))
+}
+
+/// The debug address is a path, or `host:port` as containerd allows too.
+async fn debug_listener(socket: &Socket) -> Result<Listener> {
+    let path = socket
+        .address
+        .strip_prefix("unix://")
+        .unwrap_or(&socket.address);
+    if Path::new(path).is_absolute() {
+        Ok(Listener::Unix(grpc::bind(socket)?))
+    } else {
+        Ok(Listener::Tcp(web::bind_tcp(path).await?))
     }
 }
 

@@ -38,7 +38,12 @@ fn stat(own: &str, host: &str, ticks: f64, page: u64) -> Option<Process> {
     // The name in the second field may hold blanks and brackets: count from the last bracket.
     let fields: Vec<&str> = own.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |man_page: usize| fields.get(man_page - 3)?.parse::<u64>().ok();
-    let boot: f64 = host.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()?;
+    let boot: f64 = host
+        .lines()
+        .find_map(|l| l.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Process {
         cpu_seconds: (number(14)? + number(15)?) as f64 / ticks,
         threads: number(20)?,
@@ -50,7 +55,9 @@ fn stat(own: &str, host: &str, ticks: f64, page: u64) -> Option<Process> {
 }
 
 fn max_fds(limits: &str) -> Option<u64> {
-    let soft = limits.lines().find_map(|l| l.strip_prefix("Max open files"))?;
+    let soft = limits
+        .lines()
+        .find_map(|l| l.strip_prefix("Max open files"))?;
     soft.split_whitespace().next()?.parse().ok()
 }
 
@@ -64,7 +71,10 @@ mod tests {
         let p = stat(own, "cpu 1 2\nbtime 1700000000\nprocesses 5\n", 100.0, 4096).unwrap();
         assert_eq!(p.cpu_seconds, 3.0);
         assert_eq!(p.started, 1_700_000_010.0);
-        assert_eq!((p.threads, p.virtual_bytes, p.resident_bytes), (6, 4096, 12288));
+        assert_eq!(
+            (p.threads, p.virtual_bytes, p.resident_bytes),
+            (6, 4096, 12288)
+        );
         assert_eq!(stat("", "", 100.0, 1), None);
         let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 524288               files     \n";
         assert_eq!(max_fds(limits), Some(1024));
@@ -73,7 +83,10 @@ mod tests {
     #[test]
     fn this_process_has_figures() {
         let p = Process::now();
-        assert!(p.resident_bytes > 0 && p.threads > 0 && p.open_fds > 2 && p.max_fds > 0, "{p:?}");
+        assert!(
+            p.resident_bytes > 0 && p.threads > 0 && p.open_fds > 2 && p.max_fds > 0,
+            "{p:?}"
+        );
         assert!(p.started > 1_600_000_000.0);
     }
 }

@@ -66,7 +66,9 @@ pub(super) async fn serve(listener: Listener, handler: Handler) {
     let mut connections = JoinSet::new();
     loop {
         // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         while connections.try_join_next().is_some() {}
         let stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -107,7 +109,11 @@ impl Listener {
 
 impl Answer {
     pub(super) fn ok(content_type: &'static str, text: String) -> Self {
-        Self { status: StatusCode::OK, content_type, text }
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            text,
+        }
     }
 
     pub(super) fn not_found(text: impl Into<String>) -> Self {
@@ -147,8 +153,9 @@ fn respond(request: &Request<Incoming>, handler: &Handler) -> Response<Full<Byte
     };
     let mut response = Response::new(Full::new(Bytes::from(answer.text)));
     *response.status_mut() = answer.status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(answer.content_type));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(answer.content_type),
+    );
     response
 }

@@ -58,14 +58,18 @@ impl ByteReader {
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             if self.window < WINDOW {
-                let message = WindowUpdate { update: i32::try_from(WINDOW).unwrap_or(i32::MAX) };
+                let message = WindowUpdate {
+                    update: i32::try_from(WINDOW).unwrap_or(i32::MAX),
+                };
                 // A peer that has sent all may be gone already. What it sent still counts, and recv tells the rest.
                 if let Err(error) = self.stream.send(any::pack(&message)).await {
                     tracing::debug!(%error, "window update not sent");
                 }
                 self.window += WINDOW;
             }
-            let Some(message) = self.stream.recv().await? else { return Ok(None) };
+            let Some(message) = self.stream.recv().await? else {
+                return Ok(None);
+            };
             if !any::is::<Data>(&message) {
                 tracing::warn!(
                     type_url = message.type_url,

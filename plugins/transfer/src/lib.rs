@@ -12,6 +12,8 @@
 
 pub mod archive;
 mod bytestream;
+#[cfg(test)]
+mod fakes;
 mod fetch;
 mod import;
 mod keylock;

@@ -4,6 +4,9 @@ mod names;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use read::read;
 pub use write::{Export, write};
 

@@ -187,8 +187,13 @@ impl Import<'_> {
 
     // Writes a stream of unknown digest as a blob. The source is read outside of the runtime: it may block.
     fn ingest(&self, name: &str, mut source: impl Read, labels: Labels) -> Result<(Digest, u64)> {
-        let options = WriterOptions { r#ref: name.to_owned(), ..WriterOptions::default() };
-        let mut writer = self.runtime.block_on(self.content.writer(self.scope, options))?;
+        let options = WriterOptions {
+            r#ref: name.to_owned(),
+            ..WriterOptions::default()
+        };
+        let mut writer = self
+            .runtime
+            .block_on(self.content.writer(self.scope, options))?;
         if writer.status().offset > 0 {
             self.runtime.block_on(writer.truncate(0))?;
         }
@@ -203,7 +208,10 @@ impl Import<'_> {
             self.runtime.block_on(writer.write(Bytes::from(chunk)))?;
         }
         let digest = writer.digest();
-        match self.runtime.block_on(writer.commit(size, Some(digest.clone()), labels)) {
+        match self
+            .runtime
+            .block_on(writer.commit(size, Some(digest.clone()), labels))
+        {
             Err(e) if e.kind() != Kind::AlreadyExists => Err(e),
             _ => Ok((digest, size)),
         }

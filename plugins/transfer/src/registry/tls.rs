@@ -257,13 +257,14 @@ fn io_error(e: &reqwest::Error) -> Option<std::io::ErrorKind> {
         .map(std::io::Error::kind)
 }
 
-// rustls hides its error in an io::Error, whose inner error is not always in the chain.
+// rustls hides its error in io::Errors, whose inner errors are not in the chain.
 fn tls_error(e: &reqwest::Error) -> Option<&rustls::Error> {
-    chain(e).find_map(|c| {
-        c.downcast_ref::<rustls::Error>().or_else(|| {
-            c.downcast_ref::<std::io::Error>()?
-                .get_ref()?
-                .downcast_ref::<rustls::Error>()
-        })
+    chain(e).find_map(|mut c| {
+        loop {
+            if let Some(found) = c.downcast_ref::<rustls::Error>() {
+                return Some(found);
+            }
+            c = c.downcast_ref::<std::io::Error>()?.get_ref()?;
+        }
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! Grammar: a filter is selectors joined by commas (AND); several filters are alternatives (OR); no filter matches
 //! all. A selector is a field path, optionally followed by `==`, `!=` or `~=` and a value; alone it asks for
-//! presence. Path parts are joined by dots; parts and values may be quoted with `"`, and the value of `~=` may be
+//! presence. White space between tokens means nothing. Path parts are joined by dots; parts and values may be quoted with `"`, and the value of `~=` may be
 //! delimited by `/` or `|` as well. What a path means is decided by the [`Fields`] of the record; the parts that
 //! follow a map field are joined with dots, so that `labels.a.b` is the label `a.b`.
 
@@ -106,6 +106,7 @@ impl Parser<'_> {
         let mut out = Vec::new();
         loop {
             out.push(self.selector()?);
+            self.skip_space();
             match self.peek() {
                 None => return Ok(out),
                 Some(',') => self.at += 1,
@@ -120,6 +121,7 @@ impl Parser<'_> {
             self.at += 1;
             path.push(self.field()?);
         }
+        self.skip_space();
         let rest = &self.text[self.at..];
         let test = if let Some(op) = ["==", "!=", "~="].iter().find(|op| rest.starts_with(**op)) {
             self.at += 2;
@@ -141,6 +143,7 @@ impl Parser<'_> {
     }
 
     fn field(&mut self) -> Result<String> {
+        self.skip_space();
         if self.peek() == Some('"') {
             return self.quoted('"');
         }
@@ -153,11 +156,12 @@ impl Parser<'_> {
     }
 
     fn value(&mut self, pattern: bool) -> Result<String> {
+        self.skip_space();
         match self.peek() {
             Some('"') => self.quoted('"'),
             Some(d @ ('/' | '|')) if pattern => self.quoted(d),
             _ => {
-                let text = self.take(|c| c != ',');
+                let text = self.take(|c| c != ',' && !c.is_whitespace());
                 if text.is_empty() {
                     Err(self.error("expected value or quoted"))
                 } else {
@@ -192,6 +196,11 @@ impl Parser<'_> {
             }
         }
         Err(self.error("quoted literal not terminated"))
+    }
+
+    /// White space between tokens means nothing.
+    fn skip_space(&mut self) {
+        self.take(char::is_whitespace);
     }
 
     fn take(&mut self, ok: impl Fn(char) -> bool) -> String {
@@ -260,6 +269,7 @@ mod tests {
         check(&["labels.one!=2"], true);
         check(&["labels.two!=2"], true);
         check(&["nothing"], false);
+        check(&["labels.one == 1, name ~= busybox "], true);
     }
 
     #[test]

@@ -1,0 +1,69 @@
+# Corten's build. `make demo` and `make test` are all a new machine needs; see README.md.
+#
+# Where a step needs root and you are not root, it says so and uses sudo.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+TARGET := $(shell uname -m)-unknown-linux-gnu
+SHIM := containerd-shim-corten-v2
+RELEASE := target/release
+DEST := $(DESTDIR)$(PREFIX)
+
+.DEFAULT_GOAL := build
+.PHONY: build deps demo test test-reference bench install fmt lint help
+
+help:
+	@echo 'make demo             install what is missing, build, run a container, clean up'
+	@echo 'make test             install what is missing, build, run every test'
+	@echo 'make test-reference   run the behaviour tests against stock containerd'
+	@echo 'make bench            measure Corten beside stock containerd'
+	@echo 'make build            build $(RELEASE)/cortend and $(RELEASE)/$(SHIM)'
+	@echo 'make install PREFIX=DIR'
+	@echo 'make deps | fmt | lint'
+
+# Debian packages, and the reference programs that the tests compare with.
+deps:
+	@integration/setup.sh
+
+# The shim is built alone, so that no feature of the daemon's crates leaks into it, and static, so
+# that it runs whatever the container's root looks like and shares its pages with its siblings.
+build:
+	@integration/setup.sh packages
+	$(CARGO) build --release -p cortend
+	RUSTFLAGS='-C target-feature=+crt-static' LIBSECCOMP_LINK_TYPE=static \
+	LIBSECCOMP_LIB_PATH=/usr/lib/$$(gcc -print-multiarch) \
+	$(CARGO) build --profile shim -p $(SHIM) --target $(TARGET)
+	@cp -f target/$(TARGET)/shim/$(SHIM) $(RELEASE)/.$(SHIM).new
+	@mv -f $(RELEASE)/.$(SHIM).new $(RELEASE)/$(SHIM)
+	@! ldd $(RELEASE)/$(SHIM) >/dev/null 2>&1 || { echo '$(SHIM) is not static'; exit 1; }
+
+demo: build
+	@integration/as-root.sh $(RELEASE)/cortend demo
+
+test:
+	@integration/test.sh
+
+test-reference: deps
+	CORTEN_UNDER_TEST=reference CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUNNER=$(CURDIR)/integration/as-root.sh \
+	$(CARGO) test --release -p corten-integration --test ctr
+
+bench: build deps
+	$(CARGO) build --release -p corten-integration --bin corten-bench
+	@integration/as-root.sh $(RELEASE)/corten-bench
+
+install: build
+	install -d $(DEST)/bin $(DEST)/lib/systemd/system $(DEST)/etc/containerd
+	install -m 755 $(RELEASE)/cortend $(RELEASE)/$(SHIM) $(DEST)/bin/
+	sed 's|@PREFIX@|$(PREFIX)|g' daemon/cortend.service.in >$(DEST)/lib/systemd/system/cortend.service
+	@chmod 644 $(DEST)/lib/systemd/system/cortend.service
+	$(RELEASE)/cortend config default >$(DEST)/etc/containerd/config.toml.default
+	@[ -e $(DEST)/etc/containerd/config.toml ] || \
+		cp $(DEST)/etc/containerd/config.toml.default $(DEST)/etc/containerd/config.toml
+
+fmt:
+	$(CARGO) fmt --all
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -25,33 +25,38 @@ impl Error {
         }
     }
 
+    /// An error of a class, with the class's name behind the text as Go's wrapped sentinels print it.
+    fn of(code: Code, text: impl fmt::Display, class: &str) -> Self {
+        Self::new(code, format!("{text}: {class}"))
+    }
+
     /// The class containerd gives to a plain error.
     pub(crate) fn unknown(text: impl Into<String>) -> Self {
         Self::new(Code::UNKNOWN, text)
     }
 
-    pub(crate) fn not_found(text: impl Into<String>) -> Self {
-        Self::new(Code::NOT_FOUND, text)
+    pub(crate) fn not_found(text: impl fmt::Display) -> Self {
+        Self::of(Code::NOT_FOUND, text, "not found")
     }
 
-    pub(crate) fn exists(text: impl Into<String>) -> Self {
-        Self::new(Code::ALREADY_EXISTS, text)
+    pub(crate) fn exists(text: impl fmt::Display) -> Self {
+        Self::of(Code::ALREADY_EXISTS, text, "already exists")
     }
 
-    pub(crate) fn invalid(text: impl Into<String>) -> Self {
-        Self::new(Code::INVALID_ARGUMENT, text)
+    pub(crate) fn invalid(text: impl fmt::Display) -> Self {
+        Self::of(Code::INVALID_ARGUMENT, text, "invalid argument")
     }
 
-    pub(crate) fn precondition(text: impl Into<String>) -> Self {
-        Self::new(Code::FAILED_PRECONDITION, text)
+    pub(crate) fn precondition(text: impl fmt::Display) -> Self {
+        Self::of(Code::FAILED_PRECONDITION, text, "failed precondition")
     }
 
-    pub(crate) fn unimplemented(text: impl Into<String>) -> Self {
-        Self::new(Code::UNIMPLEMENTED, text)
+    pub(crate) fn unimplemented(text: impl fmt::Display) -> Self {
+        Self::of(Code::UNIMPLEMENTED, text, "not implemented")
     }
 
-    pub(crate) fn unavailable(text: impl Into<String>) -> Self {
-        Self::new(Code::UNAVAILABLE, text)
+    pub(crate) fn unavailable(text: impl fmt::Display) -> Self {
+        Self::of(Code::UNAVAILABLE, text, "unavailable")
     }
 
     /// Puts what was attempted before the text; the class stays.

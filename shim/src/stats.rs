@@ -47,22 +47,7 @@ fn legacy(stats: &Stats) -> v1::Metrics {
         }),
         memory: Some(legacy_memory(stats)),
         blkio: Some(legacy_blkio(stats)),
-        rdma: Some(v1::RdmaStat {
-            current: rdma(&stats.rdma_current, |device, hca_handles, hca_objects| {
-                v1::RdmaEntry {
-                    device,
-                    hca_handles,
-                    hca_objects,
-                }
-            }),
-            limit: rdma(&stats.rdma_max, |device, hca_handles, hca_objects| {
-                v1::RdmaEntry {
-                    device,
-                    hca_handles,
-                    hca_objects,
-                }
-            }),
-        }),
+        rdma: legacy_rdma(stats),
         network: Vec::new(),
         cgroup_stats: None,
         memory_oom_control: Some(v1::MemoryOomControl {
@@ -71,6 +56,22 @@ fn legacy(stats: &Stats) -> v1::Metrics {
             oom_kill: number(&stats.memory.oom_control, "oom_kill"),
         }),
     }
+}
+
+/// Absent on hosts without the controller.
+fn legacy_rdma(stats: &Stats) -> Option<v1::RdmaStat> {
+    if stats.rdma_current.is_empty() && stats.rdma_max.is_empty() {
+        return None;
+    }
+    let entry = |device, hca_handles, hca_objects| v1::RdmaEntry {
+        device,
+        hca_handles,
+        hca_objects,
+    };
+    Some(v1::RdmaStat {
+        current: rdma(&stats.rdma_current, entry),
+        limit: rdma(&stats.rdma_max, entry),
+    })
 }
 
 fn legacy_memory(stats: &Stats) -> v1::MemoryStat {

@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::io::{self, Stdio};
 use crate::log;
 
-const EXEC: &str = "OCI runtime exec failed";
+const EXEC: &str = "OCI runtime exec failed: exec failed";
 
 /// Exec: registers a process; nothing runs yet.
 pub(crate) fn add(shim: &Shim, container: &Container, request: &ExecProcessRequest) -> Result<()> {

@@ -191,7 +191,7 @@ mod tests {
                 Err("cannot pause a deleted process"),
                 Err("cannot resume a deleted process"),
                 Err("cannot exit a deleted process"),
-                Err("cannot delete a deleted process"),
+                Err("cannot delete a deleted process: not found"),
             ],
         );
     }

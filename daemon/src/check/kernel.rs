@@ -112,7 +112,7 @@ fn idmapped(version: (u32, u32)) -> Line {
         ),
         _ => Line::ok(
             topic,
-            "containers with their own user ids share the image's files",
+            "containers with their own user ids share the image's files, where its file system allows",
         ),
     }
 }

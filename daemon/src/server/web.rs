@@ -3,7 +3,6 @@
 //! They are for scrapers and humans, so few connections at a time are enough; more wait in the listener's backlog.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,7 +98,8 @@ impl Listener {
     }
 
     /// Where TCP really listens: port 0 becomes a number.
-    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+    #[cfg(test)]
+    pub(super) fn tcp_address(&self) -> Option<std::net::SocketAddr> {
         match self {
             Self::Tcp(l) => l.local_addr().ok(),
             Self::Unix(_) => None,

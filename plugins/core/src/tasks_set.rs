@@ -29,7 +29,7 @@ impl TaskSet {
                 warn!("a background task panicked");
             }
         }
-        set.spawn(task.instrument(info_span!("task", name)));
+        set.spawn(task.instrument(info_span!(parent: None, "task", name)));
     }
 
     /// Waits for all, at most `patience`, then aborts what is left.

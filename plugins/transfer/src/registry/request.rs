@@ -272,9 +272,11 @@ impl Request {
     }
 
     async fn once(&self) -> Result<Response, Failure> {
+        // Seen before the try: another request may find out the same meanwhile.
+        let tls = !self.endpoint.plain.load(Ordering::Relaxed);
         match self.follow().await {
             // The host is configured as plain HTTP; TLS was only an attempt to do better.
-            Err((e, _)) if self.falls_back(&e) => {
+            Err((e, _)) if tls && self.falls_back(&e) => {
                 self.endpoint.plain.store(true, Ordering::Relaxed);
                 self.follow().await.map_err(|(e, error)| failure(&e, error))
             }
@@ -284,7 +286,7 @@ impl Request {
 
     fn falls_back(&self, e: &Option<reqwest::Error>) -> bool {
         let Some(e) = e else { return false };
-        if !self.endpoint.may_fall_back || self.endpoint.plain.load(Ordering::Relaxed) {
+        if !self.endpoint.may_fall_back {
             return false;
         }
         let no_port = super::hosts::split_port(&self.endpoint.host).1.is_none();

@@ -66,8 +66,7 @@ fn kills_what_uses_too_much_memory(c: &Case) {
     let hog = ["sh", "-c", "exec tail -c 100000000 /dev/zero"];
     let done = c.run("--rm --memory-limit 16777216", "a", &hog).run();
     done.expect_code(137);
-    events.wait_output("/tasks/oom");
-    let seen = events.wait_output("/tasks/delete");
+    let seen = events.wait_output("/tasks/oom");
     let line = seen.lines().find(|l| l.contains("/tasks/oom")).unwrap();
     assert!(line.contains(r#""container_id":"a""#), "{line}");
 }

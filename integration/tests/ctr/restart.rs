@@ -169,7 +169,6 @@ fn a_killed_shim_is_cleaned_up(c: &Case) {
     let mut events = c.events();
     kill_shims(c);
     events.wait_output("/tasks/exit");
-    events.wait_output("/tasks/delete");
     assert!(exits_within(pid, Duration::from_secs(10)), "the container outlives its shim");
     let gone = eventually(Duration::from_secs(10), || c.status("a").is_none().then_some(()));
     assert!(gone.is_some(), "the task is {:?}", c.status("a"));

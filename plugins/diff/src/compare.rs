@@ -402,12 +402,17 @@ pub(crate) fn overlay_layers(
         return None;
     }
     let find = |key: &str| mount.options.iter().find_map(|o| o.strip_prefix(key));
-    let lower = find("lowerdir=")?;
+    // An unpacker that rebases later names only the upper folder.
+    let lower = find("lowerdir=").unwrap_or_default();
     // Escaped separators are rare enough to go the general way.
     if lower.contains('\\') {
         return None;
     }
-    let lower = lower.split(':').map(PathBuf::from).collect();
+    let lower = lower
+        .split(':')
+        .filter(|p| !p.is_empty())
+        .map(PathBuf::from)
+        .collect();
     Some((find("upperdir=").map(PathBuf::from), lower))
 }
 

@@ -105,7 +105,9 @@ impl Dirs {
                 at.pop();
                 continue;
             }
-            let here = at.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+            let here = at
+                .last()
+                .map_or_else(|| self.root.as_fd(), |(_, fd)| fd.as_fd());
             match rustix::fs::openat(here, &name, flags, Mode::empty()) {
                 Ok(fd) => at.push((name, fd)),
                 Err(Errno::NOENT) => {

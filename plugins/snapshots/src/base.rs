@@ -60,7 +60,11 @@ impl Base {
             return;
         }
         self.background.spawn("remove snapshots", async move {
-            if let Err(error) = blocking(move || Ok(trees::delete(left))).await {
+            let deleted = blocking(move || {
+                trees::delete(left);
+                Ok(())
+            });
+            if let Err(error) = deleted.await {
                 tracing::warn!(%error, "remove snapshots");
             }
         });

@@ -178,7 +178,7 @@ fn make_layer(
     if let Some(parent) = chain.first() {
         let found = fs::metadata(parent.join("fs")).context("failed to stat parent")?;
         mode = found.mode() & 0o7777;
-        owner = owner.or(Some((found.uid(), found.gid())));
+        owner = owner.or_else(|| Some((found.uid(), found.gid())));
     }
     if let Some((uid, gid)) = owner {
         std::os::unix::fs::lchown(&layer, Some(uid), Some(gid)).context("failed to chown")?;

@@ -327,7 +327,7 @@ mod tests {
             options: vec![format!("lowerdir={}", lower.join(":")), "index=off".into()],
             ..Default::default()
         };
-        mount::with_temp_mount(&[m.clone()], Some(&base), |root| {
+        mount::with_temp_mount(std::slice::from_ref(&m), Some(&base), |root| {
             assert_eq!(std::fs::read_to_string(root.join("who")).unwrap(), "0");
             assert!(root.join("only59").exists());
             Ok(())

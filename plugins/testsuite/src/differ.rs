@@ -56,6 +56,7 @@ where
         a_broken_layer_is_an_error,
         trailing_bytes_belong_to_the_digest,
         an_existing_blob_gets_its_diff_id,
+        a_layer_can_be_applied_before_its_parent_is_known,
     );
 }
 
@@ -419,4 +420,26 @@ async fn an_existing_blob_gets_its_diff_id(env: &Env) {
         .unwrap();
     assert_eq!(env.compare(&[], &tree, GZIP).await.digest, layer.digest);
     assert_eq!(env.label(&layer).await, Some(diff_id));
+}
+
+/// How a parallel unpack works: an overlay recipe that has only an upper folder, linked to its parent afterwards.
+async fn a_layer_can_be_applied_before_its_parent_is_known(env: &Env) {
+    let base = bind(&env.path("base"));
+    change(&base, fill);
+    let upper = overlay(&env.path("upper"), &[&env.path("base")]);
+    change(&upper, |r| {
+        fs::remove_file(r.join("su")).unwrap();
+        fs::remove_dir_all(r.join("etc")).unwrap();
+    });
+    let layer = env.compare(&base, &upper, GZIP).await;
+    let mut alone = bind(&env.path("alone"));
+    alone[0] = Mount {
+        r#type: "overlay".into(),
+        source: "overlay".into(),
+        options: vec![format!("upperdir={}", alone[0].source), "rw".into()],
+        ..Default::default()
+    };
+    env.apply(&layer, &alone).await;
+    let stacked = overlay(&env.path("next"), &[&env.path("alone"), &env.path("base")]);
+    assert_eq!(seen(&stacked), seen(&upper));
 }

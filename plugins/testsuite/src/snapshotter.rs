@@ -326,7 +326,7 @@ async fn layers_stack_and_siblings_are_apart(sn: Sn) {
     });
     let view = sn.view("view", "a", Labels::new()).await.unwrap();
     on(&view, |r| {
-        assert!(r.join("foo").exists() && !r.join("x").exists())
+        assert!(r.join("foo").exists() && !r.join("x").exists());
     });
 }
 
@@ -398,7 +398,7 @@ async fn a_folder_made_anew_is_empty(sn: Sn) {
     commit_empty(&sn, "l3", "l2").await;
     let view = sn.view("v", "l3", Labels::new()).await.unwrap();
     on(&view, |r| {
-        assert!(r.join("dir/new").exists() && !r.join("dir/old").exists())
+        assert!(r.join("dir/new").exists() && !r.join("dir/old").exists());
     });
 }
 
@@ -436,7 +436,7 @@ async fn owners_and_modes_survive_commits(sn: Sn) {
     })
     .await;
     layer(&sn, "l3", "l2", |r| {
-        fs::write(r.join("other"), "x").unwrap()
+        fs::write(r.join("other"), "x").unwrap();
     })
     .await;
     let view = sn.view("v", "l3", Labels::new()).await.unwrap();
@@ -482,11 +482,11 @@ async fn views_are_read_only(sn: Sn) {
 
 async fn intermediate_snapshots_are_removed_in_order(sn: Sn) {
     layer(&sn, "base", "", |r| {
-        fs::write(r.join("foo"), "base").unwrap()
+        fs::write(r.join("foo"), "base").unwrap();
     })
     .await;
     layer(&sn, "mid", "base", |r| {
-        fs::write(r.join("foo"), "mid").unwrap()
+        fs::write(r.join("foo"), "mid").unwrap();
     })
     .await;
     let top = sn.prepare("top", "mid", Labels::new()).await.unwrap();

@@ -103,7 +103,7 @@ fn include(
         None => Vec::new(),
     };
     merge(into, table);
-    let base = path.parent().unwrap_or(Path::new("/"));
+    let base = path.parent().unwrap_or_else(|| Path::new("/"));
     import(&imports, base, into, seen, warnings)
 }
 

@@ -228,10 +228,8 @@ fn move_listeners(table: &mut toml::Table) {
             ("tcp_tls_key", "tls_key"),
             ("tcp_tls_common_name", "tls_common_name"),
         ] {
-            if let Some(v) = grpc.remove(old) {
-                if v.as_str() != Some("") {
-                    tcp.insert(new.into(), v);
-                }
+            if let Some(v) = grpc.remove(old).filter(|v| v.as_str() != Some("")) {
+                tcp.insert(new.into(), v);
             }
         }
         if !tcp.is_empty() {

@@ -123,7 +123,8 @@ pub(super) async fn show(
         async { anyhow::Ok(waiter.wait(wait).await?.into_inner()) },
         async {
             t.step("start task", async {
-                Ok(drop(tasks.start(request(start)).await?))
+                tasks.start(request(start)).await?;
+                Ok(())
             })
             .await
         }
@@ -141,7 +142,8 @@ pub(super) async fn show(
         container_id: id.clone(),
     };
     t.step("delete task", async {
-        Ok(drop(tasks.delete(request(delete)).await?))
+        tasks.delete(request(delete)).await?;
+        Ok(())
     })
     .await?;
     t.step("remove everything", remove(&channel, &id, &chain))

@@ -25,6 +25,9 @@ pub struct Properties {
     pub timeouts: BTreeMap<String, std::time::Duration>,
 }
 
+/// Instances of one kind with what they told, by id.
+pub type ById<I> = BTreeMap<String, (Arc<I>, Meta)>;
+
 /// What a plugin tells about itself while starting; shown by introspection.
 #[derive(Debug, Clone, Default)]
 pub struct Meta {
@@ -165,7 +168,7 @@ impl Context {
                     id: id.into(),
                 })?;
         match &s.instance {
-            Ok(i) => typed::<K>(i).ok_or_else(|| LookupError::NotFound { kind: K::URI }),
+            Ok(i) => typed::<K>(i).ok_or(LookupError::NotFound { kind: K::URI }),
             Err(reason) => Err(LookupError::Unavailable {
                 kind: K::URI,
                 id: id.into(),
@@ -178,7 +181,7 @@ impl Context {
     ///
     /// # Errors
     /// `K` was not declared. An empty map is not an error.
-    pub fn all<K: Kind>(&self) -> Result<BTreeMap<String, (Arc<K::Interface>, Meta)>, LookupError> {
+    pub fn all<K: Kind>(&self) -> Result<ById<K::Interface>, LookupError> {
         Ok(self
             .declared::<K>()?
             .filter_map(|s| {

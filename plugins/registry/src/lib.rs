@@ -17,6 +17,6 @@ mod graph;
 mod registration;
 
 pub use boot::{BootError, BootOptions, Plugins, Record, Status};
-pub use context::{Context, LookupError, Meta, Properties};
+pub use context::{ById, Context, LookupError, Meta, Properties};
 pub use graph::{GraphError, order};
 pub use registration::{BoxError, InitError, Kind, Platform, Registration, skip};

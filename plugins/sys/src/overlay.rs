@@ -344,4 +344,51 @@ mod tests {
         assert!(mountinfo::below(&base).unwrap().is_empty());
         crate::tree::remove(&base).unwrap();
     }
+
+    #[test]
+    fn id_mapped_layers_show_mapped_owners_and_write_mapped_ones() {
+        let base = temp_dir(&std::env::temp_dir(), "corten-ovl-map").unwrap();
+        if !rustix::process::geteuid().is_root() || !idmap::supported(&base) {
+            eprintln!("skipped: needs root and id-mapped mounts");
+            std::fs::remove_dir(base).unwrap();
+            return;
+        }
+        for sub in ["s/1/fs", "s/2/fs", "s/3/fs", "s/3/work"] {
+            std::fs::create_dir_all(base.join(sub)).unwrap();
+        }
+        std::fs::write(base.join("s/1/fs/f"), "x").unwrap();
+        let path = |sub: &str| base.join(sub).to_string_lossy().into_owned();
+        let m = corten_core::Mount {
+            r#type: "overlay".into(),
+            source: "overlay".into(),
+            options: vec![
+                "uidmap=0:100000:65536".into(),
+                "gidmap=0:200000:65536".into(),
+                format!("workdir={}", path("s/3/work")),
+                format!("upperdir={}", path("s/3/fs")),
+                format!("lowerdir={}:{}", path("s/2/fs"), path("s/1/fs")),
+            ],
+            ..Default::default()
+        };
+        mount::with_temp_mount(&[m], Some(&base), |root| {
+            use std::os::unix::fs::MetadataExt;
+            let f = std::fs::metadata(root.join("f")).unwrap();
+            assert_eq!((f.uid(), f.gid()), (100_000, 200_000));
+            Ok(())
+        })
+        .unwrap();
+        assert!(
+            mountinfo::all()
+                .unwrap()
+                .iter()
+                .all(|m| !m.path.starts_with(&base))
+        );
+        let left = std::fs::read_dir(std::env::temp_dir()).unwrap();
+        let prefix = format!("ovl-idmapped{}-", std::process::id());
+        assert!(
+            left.flatten()
+                .all(|e| !e.file_name().to_string_lossy().starts_with(&prefix))
+        );
+        crate::tree::remove(&base).unwrap();
+    }
 }

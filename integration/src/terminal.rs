@@ -70,6 +70,12 @@ impl Terminal {
         }
     }
 
+    /// True if the screen has shown `text` by then.
+    #[must_use]
+    pub fn shows_within(&self, text: &str, within: Duration) -> bool {
+        self.screen.wait_for(&|seen| plain(seen).contains(text), within).is_ok()
+    }
+
     /// Waits for the end and gives the exit code and everything shown.
     #[must_use]
     pub fn wait(mut self) -> (i32, String) {

@@ -17,6 +17,7 @@
 pub mod bpf;
 mod child;
 mod children;
+pub mod exe;
 mod fs;
 pub mod mounts;
 mod parked;

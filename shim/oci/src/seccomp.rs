@@ -329,4 +329,63 @@ mod tests {
         p.flags = vec!["SECCOMP_FILTER_FLAG_X".into()];
         assert!(filter(&p, None).is_err());
     }
+
+    /// Runs a filter as the kernel would, on a call without arguments.
+    fn run(program: &[u8], arch: u32, nr: u32) -> u32 {
+        let code: Vec<(u16, u8, u8, u32)> = program
+            .chunks_exact(8)
+            .map(|c| {
+                let code = u16::from_ne_bytes([c[0], c[1]]);
+                (
+                    code,
+                    c[2],
+                    c[3],
+                    u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+                )
+            })
+            .collect();
+        let (mut a, mut at) = (0u32, 0usize);
+        loop {
+            let (op, yes, no, k) = code[at];
+            at += 1;
+            let mut jump = |hit: bool| at += usize::from(if hit { yes } else { no });
+            match op {
+                0x20 => a = [nr, arch].get(k as usize / 4).copied().unwrap_or(0),
+                0x05 => at += k as usize,
+                0x15 => jump(a == k),
+                0x25 => jump(a > k),
+                0x35 => jump(a >= k),
+                0x45 => jump(a & k != 0),
+                0x54 => a &= k,
+                0x06 => return k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn newer_calls_get_enosys() {
+        const ALLOW: u32 = 0x7fff_0000;
+        const ERRNO: u32 = 0x0005_0000;
+        let mut p = profile();
+        p.syscalls.push(Syscall {
+            names: vec!["openat2".into()],
+            action: "SCMP_ACT_ALLOW".into(),
+            ..Syscall::default()
+        });
+        let program = compile(&p).expect("compiles");
+        let (x86_64, x86, arm) = (0xc000_003e, 0x4000_0003, 0xc000_00b7);
+        // read, mkdir, openat2, and the number after it.
+        assert_eq!(run(&program, x86_64, 0), ALLOW);
+        assert_eq!(run(&program, x86_64, 83), ERRNO | 1);
+        assert_eq!(run(&program, x86_64, 437), ALLOW);
+        assert_eq!(run(&program, x86_64, 438), ERRNO | 38);
+        assert_eq!(run(&program, x86, 3), ALLOW);
+        assert_eq!(run(&program, x86, 9999), ERRNO | 38);
+        // An architecture the profile does not list is killed.
+        assert_eq!(run(&program, arm, 0), 0);
+        p.default_action = "SCMP_ACT_ALLOW".into();
+        p.syscalls[0].action = "SCMP_ACT_ERRNO".into();
+        assert_eq!(run(&compile(&p).expect("compiles"), x86_64, 9999), ALLOW);
+    }
 }

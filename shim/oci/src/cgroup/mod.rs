@@ -260,7 +260,7 @@ impl Cgroup {
                 Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => gone = false,
                 Err(e) => {
                     let text = format!("remove cgroup {}", part.dir.display());
-                    first.get_or_insert(Error::system(text, e));
+                    first.get_or_insert_with(|| Error::system(text, e));
                 }
             }
         }
@@ -522,6 +522,11 @@ fn join_parts(
         }
     }
     Ok(())
+}
+
+/// Replaces the device program of one v2 directory.
+pub fn set_v2_devices(dir: &Path, rules: &[crate::spec::DeviceRule]) -> Result<()> {
+    devices::apply(dir, rules)
 }
 
 /// Pids of a group and the groups below; a descendant that vanishes meanwhile is skipped.

@@ -1,6 +1,6 @@
 //! Owns limits on v1 hierarchies: one function per controller, each given its directory.
 
-use super::file::{number, raw, text, write};
+use super::file::{Writer, number, raw, text, write};
 use super::host::Hierarchy;
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources};
 use crate::{Error, Result};
@@ -344,23 +344,21 @@ fn devices(dir: &Path, rules: &[DeviceRule], new: bool) -> Result<()> {
     }
     if new {
         if lines.first().is_none_or(|(_, line)| line != "a") {
-            write(dir, "devices.deny", "a")?;
+            lines.insert(0, (false, "a".to_owned()));
         }
         // An "allow all" already has them.
         if lines != [(true, "a".to_owned())] {
             lines.extend(DEVICES.iter().map(|d| (true, (*d).to_owned())));
         }
     }
-    for (allow, line) in &lines {
-        write(
-            dir,
-            if *allow {
-                "devices.allow"
-            } else {
-                "devices.deny"
-            },
-            line,
-        )?;
+    // Both files stay open: a default list has a dozen lines.
+    let (allow, deny) = (
+        Writer::open(dir, "devices.allow")?,
+        Writer::open(dir, "devices.deny")?,
+    );
+    for (allowed, line) in &lines {
+        let file = if *allowed { &allow } else { &deny };
+        file.write(line)?;
     }
     Ok(())
 }

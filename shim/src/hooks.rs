@@ -39,6 +39,13 @@ pub(crate) async fn run(
     hooks: &[Hook],
     inside: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
+    let subject = match inside {
+        Some(_) if !hooks.is_empty() => Subject {
+            pid: pid_inside(subject.pid),
+            ..subject
+        },
+        _ => subject,
+    };
     for (index, hook) in hooks.iter().enumerate() {
         run_one(reaper, subject, hook, inside)
             .await
@@ -109,6 +116,17 @@ async fn run_one(
         child.destroy(reaper).await;
     }
     outcome
+}
+
+/// The pid as the container sees it, which is what hooks of its namespaces are to be told.
+fn pid_inside(pid: i32) -> i32 {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .ok()
+        .and_then(|status| {
+            let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+            line.split_whitespace().last()?.parse().ok()
+        })
+        .unwrap_or(pid)
 }
 
 fn timed_out(limit: Duration) -> Error {

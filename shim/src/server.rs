@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context as Cx, Poll};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::socket_peercred;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -33,8 +34,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// For the last answers to leave; clients hang up once they have them.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
-/// More than a daemon opens; counts connections.
-const CONNECTIONS: u32 = 1 << 20;
+/// A shim without containers that nobody is connected to was forgotten: its daemon died between `start` and Create, or
+/// gave up on a slow Delete.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Serves until Shutdown finds no container.
 pub(crate) fn serve(flags: &Flags) -> Result<()> {
@@ -91,7 +93,7 @@ fn take_listener() -> Result<StdListener> {
 
 async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Result<()> {
     let listener = UnixListener::from_std(listener).context("watch the socket")?;
-    let open = Arc::new(Semaphore::new(CONNECTIONS as usize));
+    let open = Arc::new(Open::default());
     let (services, calls) = service::services();
     let mut server = Server::new()
         .add_listener(Listener::new(accept(listener, open.clone())))
@@ -105,7 +107,10 @@ async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Re
     spawn_local(async move { reaper.sweep_strays().await });
     spawn_local(async move { events.forward().await });
     spawn_local(service::serve(shim.clone(), calls));
-    shim.done.notified().await;
+    tokio::select! {
+        () = shim.done.notified() => {}
+        () = forgotten(&shim, &open) => log::warning!("nobody needs this shim"),
+    }
     // From here on a `start` for this group makes a new shim.
     if let Some(path) = path
         && let Err(e) = socket::remove(&path)
@@ -113,16 +118,34 @@ async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Re
         log::warning!("remove socket {}: {e}", path.display());
     }
     shim.events.drain(LAST_EVENTS).await;
-    // All permits back means that every connection is closed.
-    let _ = tokio::time::timeout(LAST_ANSWERS, open.acquire_many(CONNECTIONS)).await;
+    // Elapsed is as good as done: who is still connected has nothing to ask of an empty shim.
+    let _ = tokio::time::timeout(LAST_ANSWERS, open.until_none()).await;
     log::info!("shutdown");
     Ok(())
+}
+
+/// Returns when there has been neither a container nor a connection for a while. Cancel-safe.
+async fn forgotten(shim: &Shim, open: &Open) {
+    loop {
+        let changed = open.changed.notified();
+        if !(shim.is_idle() && open.is_none()) {
+            tokio::select! {
+                () = changed => {}
+                () = shim.removed.notified() => {}
+            }
+        } else if tokio::time::timeout(FORGOTTEN, changed).await.is_err()
+            && shim.is_idle()
+            && open.is_none()
+        {
+            return;
+        }
+    }
 }
 
 /// Connections of our own user; others are closed before a byte is read.
 fn accept(
     listener: UnixListener,
-    open: Arc<Semaphore>,
+    open: Arc<Open>,
 ) -> impl futures::Stream<Item = io::Result<Connection>> {
     futures::stream::unfold((listener, open), |(listener, open)| async move {
         loop {
@@ -138,11 +161,11 @@ fn accept(
                 log::warning!("refused a connection of another user");
                 continue;
             }
-            let permit = open.clone().try_acquire_owned().ok();
             let connection = Connection {
                 stream,
-                _permit: permit,
+                open: open.clone(),
             };
+            open.count.fetch_add(1, Ordering::Relaxed);
             return Some((Ok(connection), (listener, open)));
         }
     })
@@ -159,10 +182,38 @@ fn is_own_user(stream: &UnixStream) -> bool {
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
-    _permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    open: Arc<Open>,
+}
+
+/// How many connections there are.
+#[derive(Debug, Default)]
+struct Open {
+    count: AtomicUsize,
+    changed: Notify,
+}
+
+// === impl Open ===
+
+impl Open {
+    fn is_none(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    async fn until_none(&self) {
+        while !self.is_none() {
+            self.changed.notified().await;
+        }
+    }
 }
 
 // === impl Connection ===
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.count.fetch_sub(1, Ordering::Relaxed);
+        self.open.changed.notify_waiters();
+    }
+}
 
 impl AsyncRead for Connection {
     fn poll_read(

@@ -23,7 +23,8 @@ use corten_oci::Stdio as ChildStdio;
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
-use tokio::task::{AbortHandle, JoinHandle, spawn_local};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, spawn_local};
 
 use crate::error::{Context, Error, Result};
 use crate::log;
@@ -54,8 +55,15 @@ pub(crate) struct Io {
     /// Our own write end of the stdin fifo: without it a client that detaches would mean EOF.
     keeper: RefCell<Option<OwnedFd>>,
     input: RefCell<Option<AbortHandle>>,
-    outputs: RefCell<Vec<JoinHandle<()>>>,
+    outputs: RefCell<Vec<Output>>,
     logger: RefCell<Option<Logger>>,
+}
+
+/// A copy of output. The task may outlive the copying: it keeps what no client has read yet.
+#[derive(Debug)]
+struct Output {
+    task: AbortHandle,
+    copied: oneshot::Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -213,11 +221,14 @@ impl Io {
     fn pump_from_pipe(&self, sink: Sink, owner: (u32, u32)) -> Result<OwnedFd> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("create output pipe")?;
         own(&write, owner)?;
-        let source = End::readable(read)?;
-        self.outputs
-            .borrow_mut()
-            .push(spawn_local(pump::run_output(Rc::new(source), sink)));
+        self.start_output(Rc::new(End::readable(read)?), sink);
         Ok(write)
+    }
+
+    fn start_output(&self, source: Rc<End>, sink: Sink) {
+        let (done, copied) = oneshot::channel();
+        let task = spawn_local(pump::run_output(source, sink, done)).abort_handle();
+        self.outputs.borrow_mut().push(Output { task, copied });
     }
 
     fn open_tty(&self, stdio: &Stdio, stdout: Option<Sink>) -> Result<()> {
@@ -243,8 +254,7 @@ impl Io {
         let tty = tty.ok_or_else(|| Error::unknown("a console came that nobody asked for"))?;
         let console = Rc::new(End::both(master)?);
         let sink = tty.stdout.unwrap_or(Sink::Null);
-        let output = pump::run_output(console.clone(), sink);
-        self.outputs.borrow_mut().push(spawn_local(output));
+        self.start_output(console.clone(), sink);
         if let Some(source) = tty.stdin {
             let sink = Sink::Stream(console.clone());
             let task = spawn_local(async move {
@@ -277,19 +287,17 @@ impl Io {
         self.keeper.borrow_mut().take();
     }
 
-    /// Waits for the rest of the output, within limits.
+    /// Waits until all output has been copied, within limits.
     pub(crate) async fn drain(&self) {
-        let outputs = std::mem::take(&mut *self.outputs.borrow_mut());
+        let mut outputs = std::mem::take(&mut *self.outputs.borrow_mut());
         let deadline = tokio::time::Instant::now() + DRAIN;
-        for mut output in outputs {
-            if tokio::time::timeout_at(deadline, &mut output)
-                .await
-                .is_err()
-            {
-                log::warning!("output is still held open {DRAIN:?} after the exit: closed");
-                output.abort();
+        for output in &mut outputs {
+            let copied = tokio::time::timeout_at(deadline, &mut output.copied);
+            if copied.await.is_err() {
+                log::warning!("output is still held open {DRAIN:?} after the exit");
             }
         }
+        self.outputs.borrow_mut().append(&mut outputs);
     }
 
     /// Ends everything, the logger too.
@@ -298,7 +306,7 @@ impl Io {
             input.abort();
         }
         for output in self.outputs.borrow_mut().drain(..) {
-            output.abort();
+            output.task.abort();
         }
         self.keeper.borrow_mut().take();
         self.tty.borrow_mut().take();

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 
 use super::fifo;
 use crate::error::{Context, Result};
@@ -124,8 +125,8 @@ impl Sink {
     }
 }
 
-/// Copies a process' output to its end, whatever becomes of the sink.
-pub(super) async fn run_output(source: Rc<End>, sink: Sink) {
+/// Copies a process' output to its end, whatever becomes of the sink, and says when it has.
+pub(super) async fn run_output(source: Rc<End>, sink: Sink, copied: oneshot::Sender<()>) {
     if let Err(e) = copy(&source, &sink).await {
         log::warning!("copy output: {e}; discarding the rest");
         if let Err(e) = copy_buffered(&source, &Sink::Null).await {
@@ -133,6 +134,8 @@ pub(super) async fn run_output(source: Rc<End>, sink: Sink) {
         }
     }
     drop(source);
+    // Nobody may be waiting.
+    let _ = copied.send(());
     // The last stream of a fifo waits for its reader.
     if let Sink::Stream(end) = sink
         && let Some(end) = Rc::into_inner(end)

@@ -62,6 +62,10 @@ fn output_waits_for_a_client_that_comes_after_the_end() {
             }
         });
         io.drain().await;
+        // The copy is done and kept; the loop must go on for the reader to be noticed.
+        while !reader.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         assert_eq!(reader.join().unwrap(), "hello");
     });
 }
@@ -81,6 +85,7 @@ fn a_client_may_leave_and_another_come() {
         drop(process);
         let mut second = std::fs::File::open(&path).unwrap();
         io.drain().await;
+        tokio::task::yield_now().await;
         let mut text = String::new();
         second.read_to_string(&mut text).unwrap();
         assert_eq!(text, "still here");
@@ -149,6 +154,9 @@ fn more_than_a_pipe_holds_passes_through() {
             move || std::fs::read(path).unwrap().len()
         });
         io.drain().await;
+        while !reader.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         writer.join().unwrap();
         assert_eq!(reader.join().unwrap(), bytes.len());
     });

@@ -32,6 +32,8 @@ pub(crate) struct Shim {
     pub(crate) reaper: Rc<Reaper>,
     /// Notified when the shim is to end.
     pub(crate) done: Notify,
+    /// Notified when a container is gone.
+    pub(crate) removed: Notify,
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
     /// Ids whose Create is under way: invisible to every other call, but theirs.
     creating: RefCell<BTreeSet<String>>,
@@ -73,6 +75,7 @@ impl Shim {
             events,
             reaper: Rc::default(),
             done: Notify::new(),
+            removed: Notify::new(),
             containers: RefCell::default(),
             creating: RefCell::default(),
         }
@@ -109,6 +112,7 @@ impl Shim {
 
     pub(crate) fn remove(&self, id: &str) {
         self.containers.borrow_mut().remove(id);
+        self.removed.notify_one();
     }
 
     /// No container, and none on its way.

@@ -85,23 +85,11 @@ impl CallError {
                     }
                     kind => kind,
                 };
-                Self::Refused(Error::new(kind, with_words(kind, s.message)))
+                Self::Refused(Error::new(kind, s.message))
             }
             ttrpc::Error::Others(text) => Self::Refused(Error::new(Kind::Unknown, text)),
             _ => Self::Lost,
         }
-    }
-}
-
-/// containerd's errgrpc shows the class behind the message at every hop, but only once.
-fn with_words(kind: Kind, message: String) -> String {
-    let words = kind.words();
-    if message.is_empty() {
-        words.to_owned()
-    } else if message == words || message.ends_with(&format!(": {words}")) {
-        message
-    } else {
-        format!("{message}: {words}")
     }
 }
 
@@ -288,23 +276,6 @@ impl Drop for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_class_is_shown_once() {
-        let check = |kind, text: &str, want| assert_eq!(with_words(kind, text.into()), want);
-        check(Kind::NotFound, "no such exec", "no such exec: not found");
-        check(
-            Kind::NotFound,
-            "no such exec: not found",
-            "no such exec: not found",
-        );
-        check(Kind::NotFound, "not found", "not found");
-        check(
-            Kind::Unknown,
-            "OCI runtime create failed: x",
-            "OCI runtime create failed: x: unknown",
-        );
-    }
 
     #[tokio::test]
     async fn the_end_is_noticed_without_a_pending_call_and_close_ends_pending_ones() {

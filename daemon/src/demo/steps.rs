@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use corten_core::scope::NAMESPACE_HEADER;
+use corten_core::scope::{LEASE_HEADER, NAMESPACE_HEADER};
 use corten_protos::any::{OCI_SPEC, pack_json};
 use corten_protos::containerd::services::containers::v1::container::Runtime;
 use corten_protos::containerd::services::containers::v1::containers_client::ContainersClient;
@@ -18,6 +18,10 @@ use corten_protos::containerd::services::diff::v1::diff_client::DiffClient;
 use corten_protos::containerd::services::images::v1::images_client::ImagesClient;
 use corten_protos::containerd::services::images::v1::{
     CreateImageRequest, DeleteImageRequest, Image as ImageRecord,
+};
+use corten_protos::containerd::services::leases::v1::leases_client::LeasesClient;
+use corten_protos::containerd::services::leases::v1::{
+    CreateRequest as CreateLeaseRequest, DeleteRequest as DeleteLeaseRequest,
 };
 use corten_protos::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use corten_protos::containerd::services::snapshots::v1::{
@@ -35,17 +39,18 @@ use super::tell;
 use crate::server::ClientChannel;
 
 const NAMESPACE: &str = "demo";
+const LEASE: &str = "demo";
 const NAME: &str = "corten.dev/hello:latest";
 const RUNTIME: &str = "io.containerd.corten.v2";
 const SNAPSHOTTER: &str = "overlayfs";
 const EXIT_CODE: u32 = 7;
 
+/// A request in the demo's namespace and under its lease, which holds what no image refers to yet.
 fn request<T>(message: T) -> tonic::Request<T> {
     let mut r = tonic::Request::new(message);
-    r.metadata_mut().insert(
-        NAMESPACE_HEADER,
-        tonic::metadata::MetadataValue::from_static(NAMESPACE),
-    );
+    let text = tonic::metadata::MetadataValue::from_static;
+    r.metadata_mut().insert(NAMESPACE_HEADER, text(NAMESPACE));
+    r.metadata_mut().insert(LEASE_HEADER, text(LEASE));
     r
 }
 
@@ -190,6 +195,17 @@ fn outside(pid: u32) {
 }
 
 async fn load(channel: &ClientChannel, image: &image::Image) -> Result<()> {
+    let lease = CreateLeaseRequest {
+        id: LEASE.into(),
+        ..CreateLeaseRequest::default()
+    };
+    let mut lease = tonic::Request::new(lease);
+    lease.metadata_mut().insert(
+        NAMESPACE_HEADER,
+        tonic::metadata::MetadataValue::from_static(NAMESPACE),
+    );
+    let mut leases = LeasesClient::new(channel.clone());
+    leases.create(lease).await.context("create lease")?;
     let content = ContentClient::new(channel.clone());
     for blob in [&image.layer, &image.config, &image.manifest] {
         write(content.clone(), blob).await?;
@@ -354,5 +370,14 @@ async fn remove(channel: &ClientChannel, id: &str, chain: &str) -> Result<()> {
         .delete(request(delete))
         .await
         .context("delete image")?;
+    let lease = DeleteLeaseRequest {
+        id: LEASE.into(),
+        sync: true,
+    };
+    let mut leases = LeasesClient::new(channel.clone());
+    leases
+        .delete(request(lease))
+        .await
+        .context("delete lease")?;
     Ok(())
 }

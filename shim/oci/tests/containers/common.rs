@@ -75,7 +75,7 @@ fn rootfs(root: &Path) {
     )
     .expect("copy");
     let names = "sh echo cat ls pwd id wc cut sort tr hostname touch stat readlink grep kill sleep true \
-                 umask mkdir chmod sync head mknod tty stty test awk uniq find xargs";
+                 umask mkdir chmod sync head mknod tty stty test awk uniq find xargs mount";
     for name in names.split_whitespace() {
         symlink("busybox", root.join("bin").join(name)).expect("symlink");
     }

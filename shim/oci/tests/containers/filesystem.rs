@@ -1,6 +1,6 @@
 //! Cases about mounts, paths, and images that want to lead the engine astray.
 
-use crate::common::{Container, Outcome, output, spec};
+use crate::common::{Container, Outcome, check, output, spec};
 use corten_launch::Kind;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
@@ -208,4 +208,93 @@ pub(crate) fn cgroup_mount() {
         assert_eq!(lines.last(), Some(&"1"), "{o:?}");
         assert!(o.stdout.contains("ro\n"), "{o:?}");
     }
+}
+
+/// CVE-2021-30465: a mount target changes between directory and link while containers start.
+pub(crate) fn swapped_target() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let volume = tempfile::tempdir().expect("volume");
+    let victim = tempfile::tempdir().expect("victim");
+    let (dir, link) = (volume.path().join("dst"), volume.path().join("link"));
+    std::fs::create_dir(&dir).expect("mkdir");
+    symlink(format!("../../../../..{}", victim.path().display()), &link).expect("symlink");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let swapper = std::thread::spawn(move || {
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let _ = renameat_with(CWD, &dir, CWD, &link, RenameFlags::EXCHANGE);
+        }
+    });
+    let mut s = spec("touch /vol/dst/x/inside");
+    let list = s["mounts"].as_array_mut().expect("list");
+    list.push(json!({"destination": "/vol", "type": "bind", "source": volume.path(), "options": ["rbind"]}));
+    list.push(json!({"destination": "/vol/dst/x", "type": "tmpfs", "source": "tmpfs"}));
+    s["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}]);
+    let before = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let ours = |text: &str| text.lines().filter(|l| l.contains("/tmp/")).count();
+    for _ in 0..200 {
+        if let Outcome::Ready(mut p, _) = Container::new(s.clone()).start() {
+            p.open_gate().expect("gate");
+            check::exit(&mut p);
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    swapper.join().expect("joined");
+    assert_eq!(
+        std::fs::read_dir(victim.path()).expect("readable").count(),
+        0
+    );
+    let after = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    assert!(ours(&after) <= ours(&before), "{after}");
+}
+
+/// Mounts travel as the spec says, and never out of a container that did not ask for it.
+pub(crate) fn propagation() {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+    let dir = tempfile::Builder::new()
+        .prefix("corten")
+        .tempdir()
+        .expect("temp dir");
+    let host = dir.path();
+    for sub in ["rootfs", "volume"] {
+        std::fs::create_dir(host.join(sub)).expect("mkdir");
+    }
+    let volume = host.join("volume");
+    rustix::mount::mount_bind(&volume, &volume).expect("bind");
+    mount_change(&volume, MountPropagationFlags::SHARED).expect("share");
+    let seen = |what: &str| {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        text.lines()
+            .any(|l| l.contains(&format!("{}/{what} ", volume.display())))
+    };
+    for (root, bind, goes_out) in [
+        ("", "rprivate", false),
+        ("rslave", "rslave", false),
+        ("rshared", "rshared", true),
+    ] {
+        std::fs::create_dir_all(volume.join("inner")).expect("mkdir");
+        let mut s = spec("mount -t tmpfs inner /vol/inner && echo mounted");
+        for set in ["bounding", "effective", "permitted"] {
+            let caps = s["process"]["capabilities"][set]
+                .as_array_mut()
+                .expect("list");
+            caps.push(json!("CAP_SYS_ADMIN"));
+        }
+        s["linux"]["rootfsPropagation"] = json!(root);
+        s["mounts"].as_array_mut().expect("list").push(
+            json!({"destination": "/vol", "type": "bind", "source": volume, "options": ["rbind", bind]}));
+        let o = output(s);
+        assert_eq!(o.stdout, "mounted\n", "{o:?}");
+        assert_eq!(seen("inner"), goes_out, "{bind}");
+        if goes_out {
+            unmount(volume.join("inner"), UnmountFlags::DETACH).expect("unmount");
+        }
+    }
+    let text = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    assert_eq!(
+        text.lines().filter(|l| l.contains("/tmp/corten")).count(),
+        1,
+        "{text}"
+    );
+    unmount(&volume, UnmountFlags::DETACH).expect("unmount");
 }

@@ -43,6 +43,8 @@ const CASES: &[Case] = &[
     ("killed_at_the_gate", process::killed_at_gate),
     ("idmapped_bind", filesystem::idmapped_bind),
     ("cgroup_mount", filesystem::cgroup_mount),
+    ("swapped_mount_target", filesystem::swapped_target),
+    ("propagation", filesystem::propagation),
     ("v2_device_rules", cgroups::v2_devices),
     ("sealed_exe", process::sealed_exe),
     ("speed", cgroups::speed),

@@ -60,6 +60,12 @@ install: build
 	$(RELEASE)/cortend config default >$(DEST)/etc/containerd/config.toml.default
 	@[ -e $(DEST)/etc/containerd/config.toml ] || \
 		cp $(DEST)/etc/containerd/config.toml.default $(DEST)/etc/containerd/config.toml
+	install -d $(DEST)/share/man/man8 $(DEST)/share/bash-completion/completions \
+		$(DEST)/share/zsh/site-functions $(DEST)/share/fish/vendor_completions.d
+	$(RELEASE)/cortend man $(DEST)/share/man/man8
+	$(RELEASE)/cortend completion bash >$(DEST)/share/bash-completion/completions/cortend
+	$(RELEASE)/cortend completion zsh >$(DEST)/share/zsh/site-functions/_cortend
+	$(RELEASE)/cortend completion fish >$(DEST)/share/fish/vendor_completions.d/cortend.fish
 
 fmt:
 	$(CARGO) fmt --all

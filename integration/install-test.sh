@@ -10,7 +10,8 @@ fail() { echo "install: $*"; exit 1; }
 touch "$dir/before"
 make --no-print-directory install PREFIX="$dir/p" >/dev/null
 for file in bin/cortend bin/containerd-shim-corten-v2 lib/systemd/system/cortend.service \
-    etc/containerd/config.toml; do
+    etc/containerd/config.toml share/man/man8/cortend.8 \
+    share/bash-completion/completions/cortend; do
     [ -f "$dir/p/$file" ] || fail "$file is missing"
 done
 for word in Type=notify Delegate=yes KillMode=process "ExecStart=$dir/p/bin/cortend"; do

@@ -291,12 +291,22 @@ impl Running {
             Err(seen) => {
                 self.kill();
                 panic!(
-                    "{}: no output {what} in {:?}, but\n  stdout: {seen}\n  stderr: {}",
+                    "{}: no output {what} in {:?}, but\n  stdout: {}\n  stderr: {}",
                     self.shown,
                     self.deadline,
-                    self.err.text()
+                    last_part(&seen),
+                    last_part(&self.err.text())
                 );
             }
+        }
+    }
+
+    /// Waits until standard output is at least so long.
+    pub fn wait_length(&mut self, length: usize) {
+        let seen = self.out.wait_length(length, self.deadline);
+        if seen < length {
+            self.kill();
+            panic!("{}: {seen} bytes of output, not {length}", self.shown);
         }
     }
 
@@ -417,6 +427,18 @@ impl Collected {
             let left = end.saturating_duration_since(Instant::now());
             if state.ended || left.is_zero() {
                 return Err(text);
+            }
+            state = self.state.1.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    fn wait_length(&self, length: usize, deadline: Duration) -> usize {
+        let end = Instant::now() + deadline;
+        let mut state = self.state.0.lock().unwrap();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if state.bytes.len() >= length || state.ended || left.is_zero() {
+                return state.bytes.len();
             }
             state = self.state.1.wait_timeout(state, left).unwrap().0;
         }

@@ -106,7 +106,10 @@ fn measures(c: &Case) {
 
 fn tells_events_in_order(c: &Case) {
     let mut events = c.events();
-    c.run("--rm", "a", &["true"]).ok();
+    c.background("a", &["true"]);
+    events.wait_output("/tasks/exit");
+    c.wait_stopped("a");
+    c.remove("a");
     // The stock shim loses a /tasks/delete now and then.
     let certain = c.runtime == CORTEN_RUNTIME;
     let last = if certain { "/tasks/delete" } else { "/tasks/exit" };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use corten_core::content::Content;
 use corten_core::labels::DISTRIBUTION_SOURCE;
-use corten_core::{Context, Error, Kind, Result, Scope};
+use corten_core::{Error, Kind, Result, Scope};
 use futures::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -150,8 +150,7 @@ impl Push {
             )
             .boxed()
         });
-        let pushed = self.registry.push(&desc, tagged, &sources, body).await;
-        let pushed = pushed.with_context(|| format!("push {}", desc.ref_key()))?;
+        let pushed = self.registry.push(&desc, tagged, &sources, body).await?;
         if let Some(t) = &self.tracker {
             match pushed {
                 Pushed::Exists => t.exists(&desc),

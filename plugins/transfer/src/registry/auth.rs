@@ -142,7 +142,7 @@ impl Authorizer {
             match challenge.scheme.as_str() {
                 "bearer" => return self.bearer(origin, host, challenge, &raw, again).await,
                 "basic" if self.credentials.is_some() => {
-                    return self.basic(origin, host, &raw).await;
+                    return self.basic(origin, host, &raw, again).await;
                 }
                 _ => {}
             }
@@ -157,9 +157,10 @@ impl Authorizer {
         }
     }
 
-    async fn basic(&self, origin: &str, host: &str, raw: &[String]) -> Result<bool> {
+    async fn basic(&self, origin: &str, host: &str, raw: &[String], again: bool) -> Result<bool> {
+        // Known: another request was challenged meanwhile, or the credential is refused.
         if self.known.lock().contains_key(origin) {
-            return Ok(false);
+            return Ok(!again);
         }
         let c = self.credential(host, raw).await?;
         let value = if !c.header.is_empty() {

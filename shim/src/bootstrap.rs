@@ -13,8 +13,9 @@
 //! program with the listener as its stdin, so that no other descriptor of this helper reaches it.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use corten_protos::containerd::runc::v1::Options as RuncOptions;
@@ -28,6 +29,7 @@ use serde::Deserialize;
 use crate::error::{Context, Error, Result};
 use crate::flags::Flags;
 use crate::options::Options;
+use crate::server;
 use crate::socket::{self, Bound};
 
 /// A daemon never sends more than a few KiB here.
@@ -191,10 +193,12 @@ fn join_cgroup(mounts: &Path, name: &str) -> Result<()> {
 
 /// Starts the long-lived process. It keeps nothing of ours but the listener and the log.
 fn spawn_server(flags: &Flags, request: &Request, bundle: &Path, listener: OwnedFd) -> Result<()> {
-    let program = match std::env::current_exe() {
-        // The path names the process for people; a replaced binary is still reachable by the link.
-        Ok(path) if path.exists() => path,
-        _ => PathBuf::from("/proc/self/exe"),
+    let named = std::env::current_exe().context("find this program")?;
+    // What a container could reach as /proc/<pid>/exe must not be the file on disk.
+    let sealed = corten_launch::exe::sealed(&named, bundle);
+    let (program, unsealed) = match &sealed {
+        Ok(fd) => (format!("/proc/self/fd/{}", fd.as_raw_fd()), None),
+        Err(e) => ("/proc/self/exe".to_owned(), Some(e.to_string())),
     };
     let log = match rustix::fs::open(
         bundle.join("log"),
@@ -206,6 +210,7 @@ fn spawn_server(flags: &Flags, request: &Request, bundle: &Path, listener: Owned
     };
     let mut command = Command::new(program);
     command
+        .arg0(&named)
         .args(["-namespace", &flags.namespace])
         .args(["-id", &flags.id])
         .args(["-address", &request.grpc_address]);
@@ -219,6 +224,7 @@ fn spawn_server(flags: &Flags, request: &Request, bundle: &Path, listener: Owned
         .env("GRPC_ADDRESS", &request.grpc_address)
         .env("NAMESPACE", &flags.namespace)
         .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .envs(unsealed.map(|why| (server::UNSEALED, why)))
         // One thread, a heap of some hundred KiB: give back what a burst took.
         .env(
             "GLIBC_TUNABLES",

@@ -5,7 +5,7 @@
 //! cgroup, rootfs mount and hooks, and the socket only when nobody listens there. Each step tolerates that it is done.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use corten_oci::{Cgroup, cgroup};
 use corten_protos::containerd::task::v3::DeleteResponse;
@@ -15,7 +15,7 @@ use prost::Message;
 use crate::bundle::{self, Exit};
 use crate::error::{Context, Error, Result};
 use crate::flags::Flags;
-use crate::{hooks, rootfs, server, socket};
+use crate::{hooks, rootfs, server, socket, task};
 
 /// Killed, as far as anybody knows.
 const SIGKILLED: u32 = 128 + 9;
@@ -25,6 +25,10 @@ const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs `delete`; the bytes belong on stdout.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    server::block_on(take_apart(flags))?
+}
+
+async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
     if flags.id.is_empty() || flags.id.contains('/') {
         return Err(Error::invalid("delete: -id is required"));
     }
@@ -37,9 +41,10 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         };
         match Cgroup::open(spec, &flags.id, &options) {
             Ok(cgroup) => {
-                if let Err(e) = clear(&cgroup) {
-                    problems.push(e);
-                }
+                let killed = cgroup.kill().context("kill the container's processes");
+                problems.extend(killed.err());
+                let removed = task::init::remove_cgroup(&cgroup, CGROUP_PATIENCE).await;
+                problems.extend(removed.err());
             }
             Err(e) => problems.push(Error::from(e).context("open cgroup")),
         }
@@ -55,7 +60,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         && bundle::read_init_pid(&bundle).is_some()
         && bundle::claim_poststop(&bundle)
     {
-        server::block_on(hooks::poststop(spec, &flags.id, &bundle))?;
+        hooks::poststop(spec, &flags.id, &bundle).await;
     }
     for problem in &problems {
         crate::log::warning!("delete {}: {problem}", flags.id);
@@ -79,25 +84,7 @@ fn find_bundle(flags: &Flags) -> Result<PathBuf> {
         return Ok(PathBuf::from(&flags.bundle));
     }
     let here = std::env::current_dir().context("find the bundle")?;
-    Ok(here.parent().unwrap_or(Path::new("/")).join(&flags.id))
-}
-
-/// Kills what is in the cgroup and removes it once the kernel has let go.
-fn clear(cgroup: &Cgroup) -> Result<()> {
-    let deadline = Instant::now() + CGROUP_PATIENCE;
-    let mut pause = Duration::from_millis(1);
-    loop {
-        cgroup.kill().context("kill the container's processes")?;
-        if cgroup.delete().context("delete cgroup")? {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(Error::unknown("delete cgroup: device or resource busy"));
-        }
-        // A one-shot command has no event loop, and v1 tells nobody when a cgroup becomes empty.
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
+    Ok(here.parent().unwrap_or(&here).join(&flags.id))
 }
 
 /// Removes the socket this bundle names, unless a shim answers there: siblings may live in it.

@@ -38,9 +38,14 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// gave up on a slow Delete.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
+/// Set by `start` when it could not give us an executable that containers cannot write; says why.
+pub(crate) const UNSEALED: &str = "CORTEN_UNSEALED";
+
 /// Serves until Shutdown finds no container.
 pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let listener = take_listener()?;
+    // It was executed by a descriptor, whose number would be its name in ps. Only a name, so it may fail.
+    let _ = rustix::thread::set_name(c"containerd-shim");
     // Fails only for a group leader, which already is away from the daemon's session.
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -53,6 +58,9 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let events = Rc::new(Events::new(&flags.namespace, &address));
     let shim = Rc::new(Shim::new(&flags.namespace, events));
+    if let Ok(why) = std::env::var(UNSEALED) {
+        log::warning!("the executable is not sealed: {why}");
+    }
     log::info!("starting, id {}, namespace {}", flags.id, flags.namespace);
     let runtime = runtime()?;
     LocalSet::new().block_on(&runtime, run(shim, listener, path))

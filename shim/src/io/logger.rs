@@ -102,17 +102,9 @@ fn plan(uri: &str, environment: &[String], streams: [OwnedFd; 3]) -> Result<Plan
     let mut plan = Plan::default();
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .context("open /dev/null")?;
-    let mut numbers: u8 = 3;
-    for fd in streams {
+    for (target, fd) in (3_u8..).zip(streams) {
         let fd = plan.give(rustix::io::fcntl_dupfd_cloexec(&fd, ABOVE)?);
-        plan.push(
-            Op::Stdio {
-                fd,
-                target: numbers,
-            },
-            "pass a pipe to the logger",
-        );
-        numbers += 1;
+        plan.push(Op::Stdio { fd, target }, "pass a pipe to the logger");
     }
     let null = plan.give(rustix::io::fcntl_dupfd_cloexec(&null, ABOVE)?);
     for target in 0..3 {

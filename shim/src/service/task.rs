@@ -53,18 +53,18 @@ pub(super) async fn call(shim: &Rc<Shim>, method: &str, payload: &[u8]) -> Resul
         "Create" => encode(create(shim, decode(payload)?).await?),
         "Start" => encode(start(shim, decode(payload)?).await?),
         "Delete" => encode(delete(shim, decode(payload)?).await?),
-        "Pids" => encode(pids(shim, decode(payload)?)?),
+        "Pids" => encode(pids(shim, &decode(payload)?)?),
         "Pause" => encode(pause(shim, decode(payload)?).await?),
         "Resume" => encode(resume(shim, decode(payload)?).await?),
-        "Checkpoint" => encode(checkpoint(shim, decode(payload)?)?),
-        "Kill" => encode(kill(shim, decode(payload)?)?),
-        "Exec" => encode(exec(shim, decode(payload)?)?),
-        "ResizePty" => encode(resize_pty(shim, decode(payload)?)?),
-        "CloseIO" => encode(close_io(shim, decode(payload)?)?),
+        "Checkpoint" => encode(checkpoint(shim, &decode(payload)?)?),
+        "Kill" => encode(kill(shim, &decode(payload)?)?),
+        "Exec" => encode(exec(shim, &decode(payload)?)?),
+        "ResizePty" => encode(resize_pty(shim, &decode(payload)?)?),
+        "CloseIO" => encode(close_io(shim, &decode(payload)?)?),
         "Update" => encode(update(shim, decode(payload)?)?),
         WAIT => encode(wait(shim, decode(payload)?).await?),
-        "Stats" => encode(stats(shim, decode(payload)?)?),
-        "Connect" => encode(connect(shim, decode(payload)?)?),
+        "Stats" => encode(stats(shim, &decode(payload)?)?),
+        "Connect" => encode(connect(shim, &decode(payload)?)?),
         "Shutdown" => encode(shutdown(shim, decode(payload)?)?),
         other => Err(Error::unimplemented(format!("method {other}"))),
     }
@@ -123,7 +123,7 @@ async fn delete(shim: &Rc<Shim>, r: DeleteRequest) -> Result<DeleteResponse> {
     })
 }
 
-fn pids(shim: &Shim, r: PidsRequest) -> Result<PidsResponse> {
+fn pids(shim: &Shim, r: &PidsRequest) -> Result<PidsResponse> {
     let container = shim.container(&r.id)?;
     let pids = container.cgroup.pids()?;
     let execs = container.execs.borrow();
@@ -172,14 +172,14 @@ async fn resume(shim: &Shim, r: ResumeRequest) -> Result<Empty> {
     Ok(Empty {})
 }
 
-fn checkpoint(shim: &Shim, r: CheckpointTaskRequest) -> Result<Empty> {
+fn checkpoint(shim: &Shim, r: &CheckpointTaskRequest) -> Result<Empty> {
     shim.container(&r.id)?;
     Err(Error::unimplemented(
         "checkpoint is not supported by io.containerd.corten.v2",
     ))
 }
 
-fn kill(shim: &Shim, r: KillRequest) -> Result<Empty> {
+fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
     let (container, process) = shim.process(&r.id, &r.exec_id)?;
     let signal = i32::try_from(r.signal)
         .map_err(|_| Error::invalid(format!("invalid signal {}", r.signal)))?;
@@ -204,13 +204,13 @@ fn kill(shim: &Shim, r: KillRequest) -> Result<Empty> {
     Ok(Empty {})
 }
 
-fn exec(shim: &Shim, r: ExecProcessRequest) -> Result<Empty> {
+fn exec(shim: &Shim, r: &ExecProcessRequest) -> Result<Empty> {
     let container = shim.container(&r.id)?;
-    exec::add(shim, &container, &r)?;
+    exec::add(shim, &container, r)?;
     Ok(Empty {})
 }
 
-fn resize_pty(shim: &Shim, r: ResizePtyRequest) -> Result<Empty> {
+fn resize_pty(shim: &Shim, r: &ResizePtyRequest) -> Result<Empty> {
     let (_, process) = shim.process(&r.id, &r.exec_id)?;
     let is_exec = !r.exec_id.is_empty();
     if is_exec && !process.state.get().is_alive() {
@@ -224,7 +224,7 @@ fn resize_pty(shim: &Shim, r: ResizePtyRequest) -> Result<Empty> {
     }
 }
 
-fn close_io(shim: &Shim, r: CloseIoRequest) -> Result<Empty> {
+fn close_io(shim: &Shim, r: &CloseIoRequest) -> Result<Empty> {
     let (_, process) = shim.process(&r.id, &r.exec_id)?;
     if r.stdin {
         process.stdin_closed.set(true);
@@ -256,7 +256,7 @@ async fn wait(shim: &Shim, r: WaitRequest) -> Result<WaitResponse> {
     })
 }
 
-fn stats(shim: &Shim, r: StatsRequest) -> Result<StatsResponse> {
+fn stats(shim: &Shim, r: &StatsRequest) -> Result<StatsResponse> {
     let container = shim.container(&r.id)?;
     let stats = container.cgroup.stats()?;
     Ok(StatsResponse {
@@ -265,7 +265,7 @@ fn stats(shim: &Shim, r: StatsRequest) -> Result<StatsResponse> {
 }
 
 /// Answers for ids it does not know, too: the caller learns the shim's pid.
-fn connect(shim: &Shim, r: ConnectRequest) -> Result<ConnectResponse> {
+fn connect(shim: &Shim, r: &ConnectRequest) -> Result<ConnectResponse> {
     let task_pid = shim.container(&r.id).map_or(0, |c| c.init.pid());
     Ok(ConnectResponse {
         shim_pid: std::process::id(),

@@ -177,7 +177,9 @@ pub(crate) async fn delete(shim: &Rc<Shim>, container: &Rc<Container>) -> Result
     if let Some(watch) = container.oom_watch.borrow_mut().take() {
         watch.abort();
     }
-    remove_cgroup(&container.cgroup).await.context(DELETE)?;
+    remove_cgroup(&container.cgroup, CGROUP_PATIENCE)
+        .await
+        .context(DELETE)?;
     run_poststop(shim, &container.id, &container.bundle).await;
     rootfs::unmount(&container.bundle.join("rootfs")).context("failed rootfs umount")?;
     init.advance(Move::Delete)?;
@@ -209,11 +211,11 @@ fn prepare_rootfs(request: &CreateTaskRequest, bundle: &Path) -> Result<()> {
 }
 
 /// Removes a cgroup whose processes have been killed, as soon as the kernel has let go of them.
-async fn remove_cgroup(cgroup: &Cgroup) -> Result<()> {
+pub(crate) async fn remove_cgroup(cgroup: &Cgroup, patience: Duration) -> Result<()> {
     let mut pause = Duration::from_millis(1);
     let mut waited = Duration::ZERO;
     while !cgroup.delete()? {
-        if waited >= CGROUP_PATIENCE {
+        if waited >= patience {
             return Err(Error::unknown(format!(
                 "unable to remove container's cgroup {}: device or resource busy",
                 cgroup.path()
@@ -311,7 +313,7 @@ impl Draft {
         }
         let mut problems: Vec<Error> = Vec::new();
         if let Some(cgroup) = &self.cgroup {
-            problems.extend(remove_cgroup(cgroup).await.err());
+            problems.extend(remove_cgroup(cgroup, CGROUP_PATIENCE).await.err());
         }
         if let Some(io) = &self.io {
             io.close(&shim.reaper).await;

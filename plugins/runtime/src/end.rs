@@ -12,6 +12,7 @@ use corten_core::{Error, Kind, events};
 use corten_protos::containerd::events::{TaskDelete, TaskExit};
 use tracing::{error, info, warn};
 
+use crate::bootstrap;
 use crate::bundle::Bundle;
 use crate::shim::Shim;
 use crate::task::Inner;
@@ -49,6 +50,7 @@ impl Inner {
         info!(container.id = %bundle.id, "cleaning up dead shim");
         let done = async {
             let exit = self.helper(binary, bundle).delete().await?;
+            self.remove_dead_socket(bundle).await;
             bundle.delete().await?;
             Ok::<_, Error>(exit)
         };
@@ -65,6 +67,28 @@ impl Inner {
             warn!(container.id = %bundle.id, %error, "clean up after a dead shim");
         })
         .ok()
+    }
+
+    /// Removes the socket of a shim that was killed: nobody else does. One that still serves others is kept.
+    async fn remove_dead_socket(&self, bundle: &Bundle) {
+        let Ok(answer) = bootstrap::load(bundle).await else {
+            return;
+        };
+        let Some(path) = answer.address.strip_prefix("unix://").map(Path::new) else {
+            return;
+        };
+        if path.parent() != Some(self.manager.socket_dir.as_path()) {
+            return;
+        }
+        let refused = |e: &std::io::Error| e.kind() == std::io::ErrorKind::ConnectionRefused;
+        if tokio::net::UnixStream::connect(path)
+            .await
+            .as_ref()
+            .is_err_and(refused)
+            && let Err(error) = tokio::fs::remove_file(path).await
+        {
+            warn!(container.id = %bundle.id, %error, "remove the socket of a dead shim");
+        }
     }
 
     /// What the loss of a connection means: the shim is dead, and so is its container.

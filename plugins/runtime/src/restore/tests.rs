@@ -74,6 +74,7 @@ async fn dead_shims_are_cleaned_up_and_told_of() {
     assert_eq!(events.len(), 6, "{events:?}");
     assert_eq!(events[0], "/tasks/delete ns/broken 137");
     assert_eq!(fake.ran("delete"), 3);
+    assert!(!fake.path("stale").exists());
     assert!(is_empty(&fake.path("state/ns")) && is_empty(&fake.path("root/ns")));
     assert!(tasks.list(&ns()).await.unwrap().is_empty());
 }

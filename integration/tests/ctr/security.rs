@@ -6,7 +6,7 @@ use std::fs;
 use corten_integration::case::Case;
 use corten_integration::cgroup::status_of;
 use corten_integration::images;
-use corten_integration::peers::Kind;
+use corten_integration::peers::CORTEN_RUNTIME;
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 
@@ -211,8 +211,8 @@ fn runs_with_the_oom_score_it_can_get(c: &Case) {
     if lowered {
         println!("not tried: this host lets us lower oom_score_adj");
         fs::write("/proc/self/oom_score_adj", "0").unwrap();
-    } else if c.is_reference() || c.runtime != Kind::Corten.default_runtime() {
-        println!("Corten only: stock fails where the host refuses a negative oom_score_adj");
+    } else if c.runtime != CORTEN_RUNTIME {
+        println!("Corten only: runc fails where the host refuses a negative oom_score_adj");
         assert_ne!(run(-500).code(), 0);
         let _ = c.ctr("containers rm a").run();
     } else {

@@ -75,8 +75,9 @@ fn gives_an_exec_a_terminal(c: &Case) {
     c.sleeper("a");
     let mut terminal = on_terminal(c.exec("-t", "a", &["sh"]));
     terminal.wait_for("# ");
-    terminal.type_in("tty; stty size; exit 4\r");
-    terminal.wait_for("33 101");
+    // The size arrives some time after the start.
+    terminal.type_in("tty; until stty size | grep '33 101'; do sleep 0.05; done; exit 4\r");
+    terminal.wait_for("\n33 101");
     let (code, screen) = terminal.wait();
     assert_eq!(code, 4);
     assert!(screen.contains("/dev/pts/0\n"), "{screen:?}");

@@ -7,8 +7,10 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use corten_core::content::{Content, Info, IngestStatus, ReadAt, Writer, WriterOptions};
+use corten_core::diff::{ApplyOptions, CompareOptions, Differ};
 use corten_core::filter::Filter;
-use corten_core::{Digest, Error, Kind, Labels, Namespace, Result, Scope};
+use corten_core::snapshots::{self, Snapshots};
+use corten_core::{Descriptor, Digest, Error, Kind, Labels, Mount, Namespace, Result, Scope};
 use parking_lot::Mutex;
 
 #[derive(Default)]
@@ -217,5 +219,160 @@ impl Content for Memory {
             Some(_) => Ok(()),
             None => Err(Error::not_found(format!("reference {ref}", ref = r#ref))),
         }
+    }
+}
+
+/// A snapshotter of one namespace: names, parents, and who is being extracted.
+#[derive(Clone, Default)]
+pub(crate) struct Layers(Arc<Mutex<BTreeMap<String, (bool, String)>>>);
+
+impl Layers {
+    /// Committed ones with their parents.
+    pub(crate) fn committed(&self) -> BTreeMap<String, String> {
+        let all = self.0.lock();
+        all.iter()
+            .filter(|(_, s)| s.0)
+            .map(|(k, s)| (k.clone(), s.1.clone()))
+            .collect()
+    }
+    pub(crate) fn active(&self) -> usize {
+        self.0.lock().values().filter(|s| !s.0).count()
+    }
+}
+
+#[async_trait]
+impl Snapshots for Layers {
+    async fn stat(&self, _: &Namespace, _: &str, key: &str) -> Result<snapshots::Info> {
+        let found = self.0.lock().get(key).cloned();
+        let (committed, parent) = found.ok_or_else(|| Error::not_found(key))?;
+        assert!(committed);
+        Ok(snapshots::Info {
+            kind: snapshots::SnapshotKind::Committed,
+            name: key.into(),
+            parent,
+            labels: Labels::new(),
+            created_at: SystemTime::UNIX_EPOCH,
+            updated_at: SystemTime::UNIX_EPOCH,
+        })
+    }
+    async fn prepare(
+        &self,
+        _: &Scope,
+        _: &str,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let mut all = self.0.lock();
+        let target = &labels[corten_core::labels::SNAPSHOT_REF];
+        assert!(
+            key.starts_with("extract-") && key.ends_with(target.as_str()),
+            "{key}"
+        );
+        assert!(
+            parent.is_empty() || all.get(parent).is_some_and(|p| p.0),
+            "{parent}"
+        );
+        if all.contains_key(target) {
+            return Err(Error::already_exists(target));
+        }
+        all.insert(key.into(), (false, parent.into()));
+        Ok(vec![Mount {
+            r#type: "bind".into(),
+            source: "/nowhere".into(),
+            ..Mount::default()
+        }])
+    }
+    async fn commit(&self, _: &Scope, _: &str, commit: snapshots::Commit) -> Result<()> {
+        let mut all = self.0.lock();
+        let (_, parent) = all
+            .remove(&commit.key)
+            .ok_or_else(|| Error::not_found(&commit.key))?;
+        let parent = if commit.parent.is_empty() {
+            parent
+        } else {
+            commit.parent
+        };
+        assert!(
+            parent.is_empty() || all.get(&parent).is_some_and(|p| p.0),
+            "{parent}"
+        );
+        all.insert(commit.name, (true, parent));
+        Ok(())
+    }
+    async fn remove(&self, _: &Scope, _: &str, key: &str) -> Result<()> {
+        self.0
+            .lock()
+            .remove(key)
+            .map(|_| ())
+            .ok_or_else(|| Error::not_found(key))
+    }
+    fn names(&self) -> Vec<String> {
+        vec!["overlayfs".into()]
+    }
+    async fn update(
+        &self,
+        _: &Namespace,
+        _: &str,
+        info: snapshots::Info,
+        _: &[String],
+    ) -> Result<snapshots::Info> {
+        Ok(info)
+    }
+    async fn usage(&self, _: &Namespace, _: &str, _: &str) -> Result<snapshots::Usage> {
+        Ok(snapshots::Usage::default())
+    }
+    async fn mounts(&self, _: &Namespace, _: &str, _: &str) -> Result<Vec<Mount>> {
+        Ok(Vec::new())
+    }
+    async fn view(&self, _: &Scope, _: &str, _: &str, _: &str, _: Labels) -> Result<Vec<Mount>> {
+        Ok(Vec::new())
+    }
+    async fn list(&self, _: &Namespace, _: &str, _: &Filter) -> Result<Vec<snapshots::Info>> {
+        Ok(Vec::new())
+    }
+    async fn cleanup(&self, _: &Namespace, _: &str) -> Result<()> {
+        Ok(())
+    }
+    fn backend(&self, _: &str) -> Result<Arc<dyn snapshots::Snapshotter>> {
+        Err(Error::not_implemented("backend"))
+    }
+}
+
+/// A differ whose layers are their own diffs; it refuses other media types than `0`, and counts.
+pub(crate) struct Plain(
+    pub(crate) &'static str,
+    pub(crate) Memory,
+    pub(crate) Mutex<usize>,
+);
+
+#[async_trait]
+impl Differ for Plain {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        descriptor: &Descriptor,
+        _: &[Mount],
+        _: ApplyOptions,
+    ) -> Result<Descriptor> {
+        if descriptor.media_type != self.0 {
+            return Err(Error::not_implemented(&descriptor.media_type));
+        }
+        *self.2.lock() += 1;
+        // What the store does not have cannot be applied.
+        self.1
+            .info(&scope.namespace, &Digest::parse(&descriptor.digest)?)
+            .await?;
+        tokio::task::yield_now().await;
+        Ok(descriptor.clone())
+    }
+    async fn compare(
+        &self,
+        _: &Scope,
+        _: &[Mount],
+        _: &[Mount],
+        _: CompareOptions,
+    ) -> Result<Descriptor> {
+        Err(Error::not_implemented("compare"))
     }
 }

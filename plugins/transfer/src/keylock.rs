@@ -37,6 +37,13 @@ impl KeyLocks {
     }
 }
 
+#[cfg(test)]
+impl KeyLocks {
+    pub(crate) fn in_use(&self) -> usize {
+        self.locks.lock().len()
+    }
+}
+
 impl Drop for KeyGuard {
     fn drop(&mut self) {
         drop(self.guard.take());

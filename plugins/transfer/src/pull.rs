@@ -188,3 +188,6 @@ impl LayerSource for Fetcher {
         self.blob(layer).await
     }
 }
+
+#[cfg(test)]
+mod tests;

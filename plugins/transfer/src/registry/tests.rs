@@ -17,29 +17,29 @@ use crate::oci::{DOCKER_LAYER_GZIP, DOCKER_MANIFEST, Desc};
 
 /// A request as the server saw it: header names in lower case.
 #[derive(Debug, Clone)]
-struct Seen {
-    method: String,
-    target: String,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Seen {
-    fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 }
 
 /// What it answers; `cut` closes the connection after so many bytes of the body.
 #[derive(Default)]
-struct Reply {
-    status: u16,
-    headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
-    cut: Option<usize>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) cut: Option<usize>,
 }
 
-fn reply(status: u16, body: impl Into<Vec<u8>>) -> Reply {
+pub(crate) fn reply(status: u16, body: impl Into<Vec<u8>>) -> Reply {
     Reply {
         status,
         body: body.into(),
@@ -47,10 +47,12 @@ fn reply(status: u16, body: impl Into<Vec<u8>>) -> Reply {
     }
 }
 
-type Log = Arc<Mutex<Vec<Seen>>>;
+pub(crate) type Log = Arc<Mutex<Vec<Seen>>>;
 
 /// Starts a server; it lives as long as the test's runtime.
-async fn serve(answer: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> (String, Log) {
+pub(crate) async fn serve(
+    answer: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+) -> (String, Log) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let log = Log::default();
@@ -138,7 +140,7 @@ impl Credentials for Known {
     }
 }
 
-async fn open(host: &str, change: impl FnOnce(&mut RegistryOptions)) -> Arc<Registry> {
+pub(crate) async fn open(host: &str, change: impl FnOnce(&mut RegistryOptions)) -> Arc<Registry> {
     let mut options = RegistryOptions {
         default_scheme: "http".into(),
         ..RegistryOptions::default()
@@ -151,7 +153,7 @@ async fn open(host: &str, change: impl FnOnce(&mut RegistryOptions)) -> Arc<Regi
     )
 }
 
-fn fetcher(registry: Arc<Registry>, store: &Memory) -> Fetcher {
+pub(crate) fn fetcher(registry: Arc<Registry>, store: &Memory) -> Fetcher {
     Fetcher {
         content: store.content(),
         scope: scope(),

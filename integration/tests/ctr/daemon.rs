@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::daemon::{Daemon, Setup};
-use corten_integration::peers::Kind;
 use corten_integration::process::{eventually, exits_within};
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
@@ -38,6 +37,7 @@ pub(crate) fn tests() -> Vec<Test> {
         leaves_out_a_disabled_plugin,
         reads_imported_configs,
         answers_many_clients_at_once,
+        inspects_a_runtime,
     ]);
     all
 }
@@ -352,9 +352,24 @@ fn reads_imported_configs(c: &Case) {
     assert!(said.contains("io.containerd.nri.v1.nri"), "lists append: {said}");
 }
 
+fn inspects_a_runtime(c: &Case) {
+    let out = c.ctr("plugins inspect-runtime --runtime").arg(&c.runtime).ok();
+    let info: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(info["Name"], c.runtime, "{out}");
+    let features = &info["Features"];
+    for key in ["ociVersionMin", "ociVersionMax", "mountOptions", "linux"] {
+        assert!(!features[key].is_null(), "no {key} in {out}");
+    }
+    let namespaces = features["linux"]["namespaces"].to_string();
+    for kind in ["pid", "mount", "uts", "ipc", "network", "user", "cgroup"] {
+        assert!(namespaces.contains(kind), "no {kind} in {namespaces}");
+    }
+    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+    assert_eq!(features["linux"]["cgroup"]["v1"], true);
+    assert_eq!(features["linux"]["cgroup"]["v2"], true);
+}
+
 fn answers_many_clients_at_once(c: &Case) {
-    let kind = c.daemon.kind;
-    assert!(kind == Kind::Corten || kind == Kind::Reference);
     let clients: Vec<_> = (0..16).map(|_| c.ctr("images ls").start()).collect();
     for client in clients {
         client.wait().expect_code(0);

@@ -30,6 +30,10 @@ pub(crate) fn tests() -> Vec<Test> {
         exports_through_the_local_client,
         unpacks_on_first_run,
         imports_the_same_image_again,
+        inspects_an_image,
+        measures_what_an_image_takes,
+        converts_an_image,
+        collects_after_an_asynchronous_removal,
     ]);
     all
 }
@@ -219,4 +223,45 @@ fn imports_the_same_image_again(c: &Case) {
     import(c, &image);
     assert_eq!(c.list("images ls -q"), [image.name.clone()]);
     c.run_named(&image.name, "--rm", "a", &["true"]).ok();
+}
+
+fn inspects_an_image(c: &Case) {
+    let image = images::configured();
+    import(c, &image);
+    let out = c.ctr("images inspect --content").arg(&image.name).ok();
+    assert!(out.contains(&image.digest) && out.contains(&image.config()), "{out}");
+    assert!(out.contains("GREETING=hello"), "{out}");
+}
+
+fn measures_what_an_image_takes(c: &Case) {
+    let image = images::busybox();
+    import(c, &image);
+    let table = c.ctr("images usage").arg(&image.name).ok();
+    assert!(table.contains("MiB"), "{table}");
+}
+
+fn converts_an_image(c: &Case) {
+    let image = images::busybox();
+    import(c, &image);
+    let target = "test.local/converted:1";
+    c.ctr("images convert --uncompress").args([&image.name, target]).ok();
+    // The layer is stored as it is now: its digest is the diff ID.
+    assert!(c.list("content ls -q").contains(&image.diff_ids[0]));
+    c.run_named(target, "--rm", "a", &["echo", "plain"]).prints("plain\n");
+}
+
+fn collects_after_an_asynchronous_removal(c: &Case) {
+    let image = images::unique(&c.namespace);
+    import(c, &image);
+    c.ctr("images rm").arg(&image.name).ok();
+    // A removal in another namespace asks for a collection at the latest.
+    let gone = || c.list("content ls -q").is_empty().then_some(());
+    let gone = corten_integration::process::eventually(std::time::Duration::from_secs(5), gone);
+    if gone.is_none() {
+        c.ctr("images rm --sync nothing").ok();
+        import(c, &image);
+        c.ctr("images rm --sync").arg(&image.name).ok();
+    }
+    assert!(c.list("content ls -q").is_empty());
+    assert!(c.column("snapshots ls").is_empty());
 }

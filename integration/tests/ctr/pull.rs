@@ -45,6 +45,8 @@ pub(crate) fn tests() -> Vec<Test> {
         pulls_into_the_native_snapshotter,
         pushes_what_can_be_pulled,
         pulls_and_runs,
+        fetches_without_unpacking,
+        fetches_one_object,
     ]);
     all
 }
@@ -373,4 +375,22 @@ fn pulls_and_runs(c: &Case) {
     pull(c, "--plain-http", &reference).ok();
     c.run_named(&reference, "--rm", "a", &[])
         .prints("entry hello in /home/alice as 1000 with default\n");
+}
+
+fn fetches_without_unpacking(c: &Case) {
+    let registry = Registry::plain(&c.dir);
+    let image = images::busybox();
+    let reference = registry.push(&image);
+    c.ctr("content fetch --plain-http").arg(&reference).ok();
+    assert_eq!(c.list("images ls -q"), [reference]);
+    assert!(c.column("snapshots ls").is_empty());
+}
+
+fn fetches_one_object(c: &Case) {
+    let registry = Registry::plain(&c.dir);
+    let image = images::busybox();
+    let reference = registry.push(&image);
+    let done = c.ctr("content fetch-object --plain-http").args([&reference, &image.digest]).run();
+    done.expect_code(0);
+    assert!(done.stdout == image.blobs[&image.digest].bytes, "{}", done.report());
 }

@@ -65,7 +65,10 @@ pub struct Desc {
 /// What a manifest or index lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
-    Manifest { config: Desc, layers: Vec<Desc> },
+    Manifest {
+        config: Box<Desc>,
+        layers: Vec<Desc>,
+    },
     Index(Vec<Desc>),
 }
 
@@ -224,7 +227,7 @@ impl Document {
                 .config
                 .ok_or_else(|| bad("manifest without config".into()))?;
             return Ok(Self::Manifest {
-                config,
+                config: Box::new(config),
                 layers: raw.layers.unwrap_or_default(),
             });
         }
@@ -240,7 +243,7 @@ impl Document {
     pub fn into_children(self) -> Vec<Desc> {
         match self {
             Self::Manifest { config, mut layers } => {
-                layers.insert(0, config);
+                layers.insert(0, *config);
                 layers
             }
             Self::Index(manifests) => manifests,

@@ -176,14 +176,13 @@ async fn body(
         let mut offset = 0;
         loop {
             let mut chunk = vec![0; CHUNK];
-            let read = reader.read_at(&mut chunk, offset).map(|n| {
-                chunk.truncate(n);
-                offset += n as u64;
-                n
-            });
-            let item = match read {
+            let item = match reader.read_at(&mut chunk, offset) {
                 Ok(0) => return,
-                Ok(_) => Ok(chunk.into()),
+                Ok(n) => {
+                    chunk.truncate(n);
+                    offset += n as u64;
+                    Ok(chunk.into())
+                }
                 Err(e) => Err(e),
             };
             let failed = item.is_err();

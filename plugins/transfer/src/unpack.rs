@@ -124,7 +124,12 @@ impl Unpacker {
         let name = desc.digest.clone();
         for _ in 0..crate::oci::MAX_DEPTH {
             match stored_document(&*self.content, scope, &desc).await? {
-                Document::Manifest { config, layers } => return Ok(Layers { config, layers }),
+                Document::Manifest { config, layers } => {
+                    return Ok(Layers {
+                        config: *config,
+                        layers,
+                    });
+                }
                 Document::Index(mut manifests) => {
                     manifests.retain(|m| m.platform.as_ref().is_none_or(|p| platform.matches(p)));
                     manifests
@@ -239,13 +244,13 @@ impl Job {
         mut arrivals: Arrivals,
     ) -> Result<()> {
         let mut running = JoinSet::new();
-        let mut ready: Vec<Option<Active>> = (0..self.layers.len()).map(|_| None).collect();
+        let mut ready: BTreeMap<usize, Active> = BTreeMap::new();
         for i in 0..self.layers.len() {
             let Some(mut active) = self.prepare(i, "").await? else {
                 continue;
             };
             if active.staged {
-                ready[i] = Some(active);
+                ready.insert(i, active);
                 continue;
             }
             if i > 0 && self.target.snapshotter == "overlayfs" {
@@ -261,20 +266,20 @@ impl Job {
         }
         while let Some(done) = running.join_next().await {
             match done {
-                Ok(Ok((i, active))) => ready[i] = Some(active),
+                Ok(Ok((i, active))) => {
+                    ready.insert(i, active);
+                }
                 // The dropped set stops the others, the dropped snapshots are removed.
                 Ok(Err(e)) => return Err(arrivals.error_or(e).await),
                 Err(_) => return Err(Error::internal("layer extraction panicked")),
             }
         }
-        for (i, active) in ready.into_iter().enumerate() {
-            if let Some(active) = active {
-                let parent = i
-                    .checked_sub(1)
-                    .map(|p| self.chain[p].to_string())
-                    .unwrap_or_default();
-                self.commit(i, active, &parent).await?;
-            }
+        for (i, active) in ready {
+            let parent = i
+                .checked_sub(1)
+                .map(|p| self.chain[p].to_string())
+                .unwrap_or_default();
+            self.commit(i, active, &parent).await?;
         }
         arrivals.finish().await
     }

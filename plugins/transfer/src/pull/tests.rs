@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fakes::{Layers as Snaps, Memory, Plain, scope};
+use crate::fakes::{Layers as Snaps, Memory, Plain};
 use crate::oci::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, OCI_INDEX};
 use crate::platform::{Matcher, Platform};
 use crate::registry::tests::{Log, fetcher, open, reply, serve};

@@ -306,10 +306,10 @@ impl Bearer {
 
     async fn fetch(&self, client: &Client, extra: &HeaderMap, scopes: &[&str]) -> Result<Token> {
         if self.credential.secret.is_empty() {
-            return Ok(self
+            return self
                 .get(client, extra, scopes)
                 .await
-                .map_err(|e| Error::from(e).context("failed to fetch anonymous token"))?);
+                .map_err(|e| Error::from(e).context("failed to fetch anonymous token"));
         }
         let posted = self.post(client, extra, scopes).await;
         let answer = match posted {

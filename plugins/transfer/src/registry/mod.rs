@@ -237,7 +237,7 @@ impl Registry {
                 (None, None) => None,
             };
             if let Some(digest) = digest {
-                return self.described(digest, media_type, size);
+                return self.described(&digest, media_type, size);
             }
         }
         // No digest or no length: the document itself tells.
@@ -249,12 +249,12 @@ impl Registry {
             return Err((3, unexpected(&Method::GET, response).await));
         }
         let (digest, media_type, size) = measure(response).await.map_err(|e| (3, e))?;
-        self.described(wanted.unwrap_or(digest), media_type, size)
+        self.described(&wanted.unwrap_or(digest), media_type, size)
     }
 
     fn described(
         &self,
-        digest: Digest,
+        digest: &Digest,
         media_type: String,
         size: u64,
     ) -> Result<Desc, (u8, Error)> {

@@ -254,7 +254,7 @@ impl Request {
             }
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
                 let wait = retry_after(response.headers())
-                    .unwrap_or(Duration::from_millis(100 << attempt));
+                    .unwrap_or_else(|| Duration::from_millis(100 << attempt));
                 tokio::time::sleep(wait.min(MAX_RETRY_AFTER)).await;
                 Ok(true)
             }

@@ -129,6 +129,10 @@ async fn connection(
 
 struct Known(&'static str, &'static str);
 
+fn me() -> Option<Arc<dyn Credentials>> {
+    Some(Arc::new(Known("me", "s3cret")))
+}
+
 #[async_trait::async_trait]
 impl Credentials for Known {
     async fn get(&self, _host: &str, _challenges: &[String]) -> Result<Credential> {
@@ -214,10 +218,7 @@ async fn tokens_are_asked_for_once_per_scope() {
         },
     })
     .await;
-    let registry = open(&host, |o| {
-        o.credentials = Some(Arc::new(Known("me", "s3cret")))
-    })
-    .await;
+    let registry = open(&host, |o| o.credentials = me()).await;
     let desc = registry.resolve().await.unwrap();
     assert_eq!(desc.digest, Digest::sha256(b"{}").to_string());
     registry.resolve().await.unwrap();
@@ -248,10 +249,7 @@ async fn token_by_get_where_post_is_unknown_and_refusal_in_stocks_words() {
         ..reply(401, "")
     })
     .await;
-    let registry = open(&host, |o| {
-        o.credentials = Some(Arc::new(Known("me", "s3cret")))
-    })
-    .await;
+    let registry = open(&host, |o| o.credentials = me()).await;
     let error = registry.resolve().await.unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -271,13 +269,10 @@ async fn basic_credentials_and_none() {
         },
     };
     let (host, _) = serve(basic).await;
-    let good = open(&host, |o| {
-        o.credentials = Some(Arc::new(Known("me", "s3cret")))
-    })
-    .await;
+    let good = open(&host, |o| o.credentials = me()).await;
     good.resolve().await.unwrap();
     let bad = open(&host, |o| {
-        o.credentials = Some(Arc::new(Known("me", "wrong")))
+        o.credentials = Some(Arc::new(Known("me", "wrong")));
     })
     .await;
     let text = bad.resolve().await.unwrap_err().to_string();
@@ -511,7 +506,7 @@ async fn mirrors_come_first_and_the_server_is_the_fallback() {
     );
     std::fs::write(folder.join("hosts.toml"), text).unwrap();
     let registry = open("reg.example", |o| {
-        o.host_roots = vec![dir.path().to_owned()]
+        o.host_roots = vec![dir.path().to_owned()];
     })
     .await;
     registry.resolve().await.unwrap();

@@ -112,7 +112,7 @@ impl Base {
         }
         let inner = self.inner.clone();
         blocking(move || {
-            let mut tree = None;
+            let (mut tree, mut stale) = (None, None);
             if let Some(make) = make {
                 // Outside of the transaction: others need not wait for a copy.
                 let chain = inner
@@ -127,13 +127,17 @@ impl Base {
                 make(&started, &chain)?;
                 tree = Some(started);
             }
-            inner
+            let snapshot = inner
                 .records
-                .create(new, |made| match &mut tree {
-                    Some(tree) => tree.place(&inner.trees.path(made.id)),
-                    None => Ok(()),
+                .create(new, |made| {
+                    let Some(tree) = &mut tree else { return Ok(()) };
+                    // An id is given again only when its record could not be committed (a full disk).
+                    stale = inner.trees.displace(made.id)?;
+                    tree.place(&inner.trees.path(made.id))
                 })
-                .context("failed to create snapshot")
+                .context("failed to create snapshot")?;
+            trees::delete(stale.into_iter().collect());
+            Ok(snapshot)
         })
         .await
     }

@@ -2,17 +2,21 @@
 //!
 //! Tables: `snapshots` (key -> record), `children` ((parent id, child id)), `counters` (`next`: the next id). Ids are
 //! never used twice.
+//!
+//! After an I/O error (a full disk) redb refuses everything until it is opened again. That is done here at once, so the
+//! snapshotter works again by itself when there is room.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use corten_core::snapshots::{Info, SnapshotKind, Usage};
 use corten_core::{Context, Error, Kind, Labels, Result, labels};
+use parking_lot::RwLock;
 use prost::Message;
 use redb::{
-    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, WriteTransaction,
+    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition,
+    WriteTransaction,
 };
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -110,23 +114,38 @@ pub(crate) struct New {
     pub(crate) labels: Labels,
 }
 
-/// The database.
+type SnapshotTable = ReadOnlyTable<&'static str, &'static [u8]>;
+
+/// The database. Whoever works with it holds the lock shared; None when it could not be opened again.
 pub(crate) struct Records {
-    db: Database,
+    path: PathBuf,
+    db: RwLock<Option<Database>>,
 }
 
+/// An error of redb. Unavailable says that the file has to be opened again; nothing else here is of that class.
 fn fault(e: impl Into<redb::Error>) -> Error {
-    Error::internal("snapshot database").with_source(e.into())
+    match e.into() {
+        e @ (redb::Error::Io(_) | redb::Error::PreviousIo) => {
+            Error::new(Kind::Unavailable, "snapshot database").with_source(e)
+        }
+        e => Error::internal("snapshot database").with_source(e),
+    }
+}
+
+fn open(path: &Path) -> Result<Database> {
+    Database::builder()
+        .set_cache_size(CACHE)
+        .create(path)
+        .map_err(fault)
+        .with_context(|| format!("open {}", path.display()))
 }
 
 impl Records {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let db = Database::builder()
-            .set_cache_size(CACHE)
-            .create(path)
-            .map_err(fault)
-            .with_context(|| format!("open {}", path.display()))?;
-        let records = Self { db };
+        let records = Self {
+            db: RwLock::new(Some(open(path)?)),
+            path: path.to_owned(),
+        };
         records.write(|txn| {
             txn.open_table(SNAPSHOTS).map_err(fault)?;
             txn.open_table(CHILDREN).map_err(fault)?;
@@ -136,54 +155,86 @@ impl Records {
         Ok(records)
     }
 
-    /// One transaction: all of `f` or nothing.
-    fn write<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
-        let mut txn = self.db.begin_write().map_err(fault)?;
-        // Two-phase commits, and no repair walk after a crash.
-        txn.set_quick_repair(true);
-        let out = f(&txn)?;
-        txn.commit().map_err(fault)?;
-        Ok(out)
+    /// Calls `f` with the open database, and opens it again when it failed.
+    fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        if self.db.read().is_none() {
+            self.reopen();
+        }
+        let done = match self.db.read().as_ref() {
+            Some(db) => f(db),
+            None => Err(Error::new(
+                Kind::Unavailable,
+                "snapshot database cannot be opened",
+            )),
+        };
+        if done.as_ref().is_err_and(|e| e.kind() == Kind::Unavailable) {
+            self.reopen();
+        }
+        done
     }
 
-    fn read(&self) -> Result<(ReadTransaction, ReadOnlyTable<&'static str, &'static [u8]>)> {
-        let txn = self.db.begin_read().map_err(fault)?;
-        let table = txn.open_table(SNAPSHOTS).map_err(fault)?;
-        Ok((txn, table))
+    fn reopen(&self) {
+        let mut db = self.db.write();
+        // The old one holds the file's lock.
+        db.take();
+        match open(&self.path) {
+            Ok(opened) => *db = Some(opened),
+            Err(error) => tracing::warn!(%error, "open snapshot database again"),
+        }
+    }
+
+    /// One transaction: all of `f` or nothing.
+    fn write<T>(&self, f: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
+        self.with(|db| {
+            let mut txn = db.begin_write().map_err(fault)?;
+            // Two-phase commits, and no repair walk after a crash.
+            txn.set_quick_repair(true);
+            let out = f(&txn)?;
+            txn.commit().map_err(fault)?;
+            Ok(out)
+        })
+    }
+
+    /// Looks things up in one state of the database.
+    fn read<T>(&self, f: impl FnOnce(&SnapshotTable) -> Result<T>) -> Result<T> {
+        self.with(|db| {
+            let txn = db.begin_read().map_err(fault)?;
+            f(&txn.open_table(SNAPSHOTS).map_err(fault)?)
+        })
     }
 
     /// NotFound "snapshot does not exist".
     pub(crate) fn get(&self, key: &str) -> Result<Record> {
-        let (_txn, table) = self.read()?;
-        find(&table, key)?.ok_or_else(|| Error::not_found("snapshot does not exist"))
+        self.read(|table| found(table, key))
     }
 
     pub(crate) fn list(&self) -> Result<Vec<(String, Record)>> {
-        let (_txn, table) = self.read()?;
-        let mut out = Vec::new();
-        for row in table.iter().map_err(fault)? {
-            let (key, value) = row.map_err(fault)?;
-            out.push((key.value().to_owned(), decode(value.value())?));
-        }
-        Ok(out)
+        self.read(|table| {
+            let mut out = Vec::new();
+            for row in table.iter().map_err(fault)? {
+                let (key, value) = row.map_err(fault)?;
+                out.push((key.value().to_owned(), decode(value.value())?));
+            }
+            Ok(out)
+        })
     }
 
     /// An active snapshot or view with its parents.
     pub(crate) fn snapshot(&self, key: &str) -> Result<Snapshot> {
-        let (_txn, table) = self.read()?;
-        let record =
-            find(&table, key)?.ok_or_else(|| Error::not_found("snapshot does not exist"))?;
-        if record.kind() == SnapshotKind::Committed {
-            return Err(Error::precondition(format!(
-                "requested snapshot {key} not active or view"
-            )));
-        }
-        let parents = parents(&table, &record)?;
-        Ok(Snapshot {
-            id: record.id,
-            kind: record.kind(),
-            labels: record.labels,
-            parents,
+        self.read(|table| {
+            let record = found(table, key)?;
+            if record.kind() == SnapshotKind::Committed {
+                return Err(Error::precondition(format!(
+                    "requested snapshot {key} not active or view"
+                )));
+            }
+            let parents = parents(table, &record)?;
+            Ok(Snapshot {
+                id: record.id,
+                kind: record.kind(),
+                labels: record.labels,
+                parents,
+            })
         })
     }
 
@@ -192,11 +243,12 @@ impl Records {
         if parent.is_empty() {
             return Ok(Vec::new());
         }
-        let (_txn, table) = self.read()?;
-        let record = usable_parent(&table, parent)?;
-        let mut chain = vec![record.id];
-        chain.extend(parents(&table, &record)?);
-        Ok(chain)
+        self.read(|table| {
+            let record = usable_parent(table, parent)?;
+            let mut chain = vec![record.id];
+            chain.extend(parents(table, &record)?);
+            Ok(chain)
+        })
     }
 
     /// Adds a record; `place` puts the tree in its place just before the commit.
@@ -324,8 +376,7 @@ impl Records {
     pub(crate) fn update(&self, info: &Info, paths: &[String]) -> Result<Record> {
         self.write(|txn| {
             let mut table = txn.open_table(SNAPSHOTS).map_err(fault)?;
-            let mut record = find(&table, &info.name)?
-                .ok_or_else(|| Error::not_found("snapshot does not exist"))?;
+            let mut record = found(&table, &info.name)?;
             record.labels =
                 labels::masked(&record.labels, &info.labels, paths).ok_or_else(|| {
                     Error::invalid(format!(
@@ -342,18 +393,24 @@ impl Records {
 
     /// Calls `f` with the ids in use while nobody can add or remove any.
     pub(crate) fn exclusively<T>(&self, f: impl FnOnce(&HashSet<u64>) -> Result<T>) -> Result<T> {
-        let txn = self.db.begin_write().map_err(fault)?;
-        let mut ids = HashSet::new();
-        {
-            let table = txn.open_table(SNAPSHOTS).map_err(fault)?;
-            for row in table.iter().map_err(fault)? {
-                ids.insert(decode(row.map_err(fault)?.1.value())?.id);
+        self.with(|db| {
+            let txn = db.begin_write().map_err(fault)?;
+            let mut ids = HashSet::new();
+            {
+                let table = txn.open_table(SNAPSHOTS).map_err(fault)?;
+                for row in table.iter().map_err(fault)? {
+                    ids.insert(decode(row.map_err(fault)?.1.value())?.id);
+                }
             }
-        }
-        let out = f(&ids);
-        txn.abort().map_err(fault)?;
-        out
+            let out = f(&ids);
+            txn.abort().map_err(fault)?;
+            out
+        })
     }
+}
+
+fn found(table: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Record> {
+    find(table, key)?.ok_or_else(|| Error::not_found("snapshot does not exist"))
 }
 
 fn find(
@@ -431,4 +488,42 @@ fn parents(
         parent = found.parent;
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(key: &str) -> New {
+        New {
+            kind: SnapshotKind::Active,
+            key: key.into(),
+            parent: String::new(),
+            labels: Labels::from([("a".into(), "x".repeat(4000))]),
+        }
+    }
+
+    /// Needs a small file system of its own: set the variable to a folder on a tmpfs of a few MiB.
+    #[test]
+    fn a_full_disk_fails_writes_and_heals_by_itself() {
+        let Some(disk) = std::env::var_os("CORTEN_TEST_SMALL_DISK") else {
+            return;
+        };
+        let disk = PathBuf::from(disk);
+        let records = Records::open(&disk.join("metadata.db")).unwrap();
+        records.create(new("first"), |_| Ok(())).unwrap();
+        let mut ballast = std::fs::File::create(disk.join("ballast")).unwrap();
+        while std::io::Write::write_all(&mut ballast, &[7; 4096]).is_ok() {}
+        drop(ballast);
+        let failed = (0..1000).find_map(|i| {
+            let made = records.create(new(&format!("k{i}")), |_| Ok(()));
+            made.err().map(|e| (i, e))
+        });
+        let (kept, e) = failed.unwrap();
+        assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+        std::fs::remove_file(disk.join("ballast")).unwrap();
+        records.create(new("second"), |_| Ok(())).unwrap();
+        records.get("first").unwrap();
+        assert_eq!(records.list().unwrap().len(), kept + 2);
+    }
 }

@@ -196,16 +196,24 @@ impl Child<'_> {
         }
     }
 
-    /// Continues in a sibling of this process; this one tells its pid and ends.
+    /// Continues in a sibling of this process; this one passes its pidfd and ends.
     fn refork(&self, flags: u64) -> Res<()> {
+        let mut pidfd: RawFd = -1;
         let args = sys::CloneArgs {
-            flags: flags | libc::CLONE_PARENT as u64,
+            flags: flags | (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64,
+            pidfd: std::ptr::from_mut(&mut pidfd) as u64,
             ..sys::CloneArgs::default()
         };
-        let pid = sys::clone3(&args)?;
-        if pid != 0 {
-            self.tell(Tag::Forked, 0, pid, 0);
-            sys::exit(0);
+        if sys::clone3(&args)? != 0 {
+            // Named by descriptor: in a joined pid namespace the number means something else.
+            let message = Message {
+                tag: Tag::Forked,
+                at: 0,
+                errno: 0,
+                detail: 0,
+            };
+            let told = sys::send_fd(self.channel, &message.encode(), pidfd);
+            sys::exit(i32::from(told.is_err()));
         }
         // The parent opens the new pidfd, writes id maps where there are any, then says go.
         self.await_byte();

@@ -23,6 +23,15 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Number of the process behind `pidfd`, as this process sees it; ESRCH once it is gone.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
 /// Pid of some child that has exited and was not collected; it stays uncollected. `None` without one.
 pub fn peek_child() -> io::Result<Option<i32>> {
     // SAFETY: siginfo_t is plain data, valid when zero.

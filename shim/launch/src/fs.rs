@@ -451,8 +451,9 @@ fn mknod(root: RawFd, node: &Node) -> Res<()> {
         Ok(()) => {
             let fd = Tmp(sys::openat2(parent.0, name, libc::O_PATH, 0, only)?);
             sys::chown(fd.0, node.uid, node.gid)?;
-            // chown(2) clears set-id bits; the name was made by us a moment ago.
-            sys::chmodat(parent.0, name, node.mode & 0o7777)
+            // chown(2) clears set-id bits. By the handle: somebody may have put a link in the name's place.
+            let mut link = PathBuf::new();
+            sys::chmodat(libc::AT_FDCWD, link.proc_fd(fd.0)?, node.mode & 0o7777)
         }
     }
 }

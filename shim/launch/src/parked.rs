@@ -10,9 +10,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
     SocketType, recvmsg, send, socketpair,
 };
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use std::borrow::Cow;
 use std::io;
 use std::mem::MaybeUninit;
@@ -63,7 +61,8 @@ pub struct Parked {
     pid: i32,
     pidfd: OwnedFd,
     channel: OwnedFd,
-    console: Option<OwnedFd>,
+    /// The last descriptor the child sent: the console once the program is ready.
+    passed: Option<OwnedFd>,
     warnings: Vec<String>,
     /// Text of each step, and of the executable, for errors.
     labels: Vec<Cow<'static, str>>,
@@ -98,7 +97,7 @@ pub fn spawn(plan: &Plan) -> io::Result<Parked> {
         pid,
         pidfd,
         channel,
-        console: None,
+        passed: None,
         warnings: Vec::new(),
         labels: plan.steps.iter().map(|s| s.label.clone()).collect(),
         exe: plan
@@ -234,7 +233,7 @@ impl Parked {
 
     /// The pty master, when the plan asked for a terminal: there from `Status::Ready` on.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
-        self.console.take()
+        self.passed.take()
     }
 
     /// What was clamped on the way instead of failing.
@@ -273,12 +272,8 @@ impl Parked {
     fn follow(&mut self, plan: &Plan) -> io::Result<()> {
         loop {
             self.await_news()?;
-            let pid = match self.receive()? {
-                Some(Message {
-                    tag: Tag::Forked,
-                    errno,
-                    ..
-                }) => errno,
+            match self.receive()? {
+                Some(m) if m.tag == Tag::Forked => {}
                 Some(m) if m.tag == Tag::Note => {
                     self.note(m);
                     continue;
@@ -288,9 +283,9 @@ impl Parked {
                     return Ok(());
                 }
                 _ => return Err(io::Error::other("first child ended before it forked")),
-            };
-            let child = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
-            let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+            }
+            let pidfd = self.passed.take().ok_or(Errno::PROTO)?;
+            let pid = crate::children::pid_of(pidfd.as_fd())?;
             let first = std::mem::replace(&mut self.pidfd, pidfd);
             self.pid = pid;
             waitid(WaitId::PidFd(first.as_fd()), WaitIdOptions::EXITED)?;
@@ -341,7 +336,7 @@ impl Parked {
         };
         for item in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = item {
-                self.console = fds.last();
+                self.passed = fds.last();
             }
         }
         if got.bytes == 0 {

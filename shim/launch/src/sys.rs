@@ -300,7 +300,7 @@ pub(crate) fn chown(raw: RawFd, uid: u32, gid: u32) -> Res<()> {
     .map(drop)
 }
 
-/// Mode of `name` in `dir`, following nothing the caller did not just make.
+/// Mode of what `name` in `dir` leads to; follows links.
 pub(crate) fn chmodat(dir: RawFd, name: &CStr, mode: u32) -> Res<()> {
     refs!(libc::SYS_fchmodat, fd(dir), p(name), mode as usize).map(drop)
 }

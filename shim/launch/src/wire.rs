@@ -12,7 +12,7 @@ pub(crate) enum Tag {
     Ready,
     /// Step `at` failed with `errno`.
     Failed,
-    /// `errno` is the pid the child goes on as.
+    /// A pidfd of the process the child goes on as comes along.
     Forked,
     /// A pty master comes along.
     Console,

@@ -70,7 +70,7 @@ pub fn prepare(hook: &Hook, state: &State<'_>, inside: Option<BorrowedFd<'_>>) -
         plan.push(Op::Stdio { fd, target }, "set up standard streams");
     }
     if let Some(pidfd) = inside {
-        join(state.pid, pidfd, &mut plan)?;
+        join(pidfd, &mut plan)?;
     }
     plan.push(Op::CloseFds, "close descriptors");
     plan.push(Op::Umask(0o022), "umask");
@@ -96,8 +96,10 @@ pub fn prepare(hook: &Hook, state: &State<'_>, inside: Option<BorrowedFd<'_>>) -
     })
 }
 
-/// Joins every namespace of `pid` that is not this process's own.
-fn join(pid: i32, pidfd: BorrowedFd<'_>, plan: &mut Plan) -> Result<()> {
+/// Joins every namespace of a process that is not this process's own. Its number comes from the pidfd:
+/// the one in the state document is the container's.
+fn join(pidfd: BorrowedFd<'_>, plan: &mut Plan) -> Result<()> {
+    let pid = corten_launch::pid_of(pidfd).map_err(|e| Error::system("find init", e))?;
     const KINDS: [(&str, u64); 7] = [
         ("user", NEWUSER),
         ("mnt", NEWNS),

@@ -103,8 +103,8 @@ pub(crate) struct Output {
 
 pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
-    id: String,
-    spec: Spec,
+    pub(crate) id: String,
+    pub(crate) spec: Spec,
     bundle: tempfile::TempDir,
     files: [File; 2],
     no_pivot: bool,
@@ -213,7 +213,7 @@ impl Container {
 
     fn hooks(&self, p: &Parked) {
         let bundle = self.bundle.path().display().to_string();
-        let state = State {
+        let mut state = State {
             oci_version: "1.3.0",
             id: &self.id,
             status: "created",
@@ -229,6 +229,10 @@ impl Container {
             .map(|h| (h, None));
         let inside = h.create_container.iter().map(|h| (h, Some(p.pidfd())));
         for (hook, inside) in outside.chain(inside) {
+            if inside.is_some() {
+                // Its hooks are told the container's own number.
+                state.pid = 1;
+            }
             let run = hooks::prepare(hook, &state, inside).expect("prepare");
             let mut child = spawn(&run.plan).expect("spawn hook");
             drop(run.plan);

@@ -61,6 +61,18 @@ pub(crate) fn joined_namespaces() {
     s["linux"]["namespaces"] = json!([{"type": "pid", "path": path("pid")}, {"type": "mount"}]);
     let o = output(s);
     assert_eq!(o.stdout, "sleep\nlater\n", "{o:?}");
+    // With a user namespace of its own: the numbers in the shared pid namespace are not ours.
+    let mut s =
+        spec("id -u; cat /proc/self/uid_map | awk '{print $2}'; test $$ -gt 1 && echo later");
+    s["linux"]["namespaces"] = json!([
+        {"type": "pid", "path": path("pid")}, {"type": "uts", "path": path("uts")},
+        {"type": "mount"},
+    ]);
+    s["mounts"] =
+        json!([{"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]}]);
+    userns(&mut s);
+    let o = Container::prepared(s, own).finish();
+    assert_eq!(o.stdout, "0\n100000\nlater\n", "{o:?}");
     let (code, out, err) = exec_with(&c, &p, "id -u; hostname; echo $$", |_| {});
     assert_eq!(
         (code, out.lines().take(2).collect::<Vec<_>>()),

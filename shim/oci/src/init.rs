@@ -167,6 +167,7 @@ pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
 
 /// Plan of a further process; it joins every namespace and the cgroup of init.
 pub fn plan_exec(spec: &Spec, process: &Process, params: ExecParams<'_>) -> Result<InitPlan> {
+    let process = &inherit(spec, process);
     process::check(process)?;
     let kinds = Kinds::of(&spec.linux)?;
     let mut plan = Plan {
@@ -230,12 +231,37 @@ pub fn plan_exec(spec: &Spec, process: &Process, params: ExecParams<'_>) -> Resu
     Ok(InitPlan { plan, warnings })
 }
 
+/// What confines init confines an exec that does not say otherwise, as in runc.
+fn inherit(spec: &Spec, process: &Process) -> Process {
+    let mut process = process.clone();
+    if let Some(init) = &spec.process {
+        if process.capabilities.is_none() {
+            process.capabilities.clone_from(&init.capabilities);
+        }
+        if process.apparmor_profile.is_empty() {
+            process.apparmor_profile.clone_from(&init.apparmor_profile);
+        }
+        if process.selinux_label.is_empty() {
+            process.selinux_label.clone_from(&init.selinux_label);
+        }
+    }
+    process
+}
+
 /// What this engine does not do is an error, whatever the document's author expects of it.
 fn refuse(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let no = |what: &str| Err(Error::unsupported(format!("{what} is not supported")));
     if linux.intel_rdt.is_some() {
         return no("linux.intelRdt");
+    }
+    // Its owner could lay anything over the /proc that sysctls and labels are written through.
+    if linux
+        .namespaces
+        .iter()
+        .any(|n| n.kind == "mount" && !n.path.is_empty())
+    {
+        return no("a mount namespace joined by path");
     }
     if !linux.net_devices.is_empty() {
         return no("linux.netDevices");

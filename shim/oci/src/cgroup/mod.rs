@@ -144,10 +144,14 @@ impl Cgroup {
         let cgroup = Self::open(spec, id, options)?;
         let none = Resources::default();
         let resources = spec.linux.resources.as_ref().unwrap_or(&none);
-        match cgroup.make(resources) {
+        let mut made = Vec::new();
+        match cgroup.make(resources, &mut made) {
             Ok(()) => Ok(cgroup),
             Err(e) => {
-                let _ = cgroup.delete();
+                // What was there before may be somebody else's.
+                for dir in made {
+                    let _ = remove(dir);
+                }
                 Err(e)
             }
         }
@@ -162,7 +166,7 @@ impl Cgroup {
         }
         let asked = &spec.linux.cgroups_path;
         let path = match asked.as_str() {
-            "" if id.is_empty() || id.contains('/') => {
+            "" if matches!(id, "" | "." | "..") || id.contains('/') => {
                 return Err(Error::invalid(format!("cgroup name {id:?}")));
             }
             "" => id.to_owned(),
@@ -337,13 +341,15 @@ impl Cgroup {
         }
     }
 
-    fn make(&self, resources: &Resources) -> Result<()> {
+    /// `made` gets the directories that did not exist.
+    fn make<'a>(&'a self, resources: &Resources, made: &mut Vec<&'a Path>) -> Result<()> {
         for Part { hierarchy: h, dir } in &self.parts {
             let fail = |e| Error::system(format!("make cgroup {}", dir.display()), e);
             match std::fs::create_dir(dir) {
-                Ok(()) => {}
+                Ok(()) => made.push(dir),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     std::fs::create_dir_all(dir).map_err(fail)?;
+                    made.push(dir);
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     let mut pids = Vec::new();

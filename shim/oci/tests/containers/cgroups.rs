@@ -149,3 +149,33 @@ pub(crate) fn speed() {
         common::report(name, &times);
     }
 }
+
+/// A container that asks for somebody else's cgroup fails and leaves it as it was.
+pub(crate) fn foreign() {
+    let mut c = Container::new(spec("sleep 30"));
+    let mut p = c.running();
+    let inner: Vec<std::path::PathBuf> = ["", "devices", "pids", "unified"]
+        .iter()
+        .map(|h| {
+            std::path::Path::new("/sys/fs/cgroup")
+                .join(h)
+                .join("corten-test")
+                .join(&c.id)
+        })
+        .filter(|dir| dir.exists())
+        .map(|dir| dir.join("inner"))
+        .collect();
+    for dir in &inner {
+        std::fs::create_dir(dir).expect("mkdir");
+    }
+    let refused = corten_oci::Cgroup::create(&c.spec, &c.id, &Default::default());
+    let text = refused.expect_err("taken").to_string();
+    assert!(text.contains("is not empty"), "{text}");
+    assert!(!inner.is_empty() && inner.iter().all(|dir| dir.exists()));
+    assert!(
+        corten_oci::Cgroup::open(&corten_oci::Spec::default(), "..", &Default::default()).is_err()
+    );
+    p.kill().expect("kill");
+    check::exit(&mut p);
+    c.clean();
+}

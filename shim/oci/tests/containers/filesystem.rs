@@ -166,6 +166,14 @@ pub(crate) fn readonly_root() {
     assert_eq!(output(s).stdout, "ro\nrw\n");
 }
 
+pub(crate) fn device_owner() {
+    let mut s = spec("stat -c '%F %u %g %a' /dev/mine");
+    s["linux"]["devices"] = json!([{"path": "/dev/mine", "type": "c", "major": 1, "minor": 3,
+        "fileMode": 0o2640, "uid": 5, "gid": 6}]);
+    let o = output(s);
+    assert_eq!(o.stdout, "character special file 5 6 2640\n", "{o:?}");
+}
+
 pub(crate) fn no_pivot() {
     let c = Container::new(spec("ls / | tr '\\n' ' '")).no_pivot();
     let o = c.finish();

@@ -188,6 +188,26 @@ pub(crate) fn exec() {
         ),
         "{failure:?}"
     );
+    let (code, out, _) = exec_with(
+        &c,
+        &p,
+        "grep -E '^Cap(Inh|Prm|Bnd)' /proc/self/status",
+        |p| {
+            p["capabilities"] = json!(null);
+        },
+    );
+    let own = "CapInh:\t0000000000000000\nCapPrm:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n";
+    assert_eq!((code, out.as_str()), (0, own), "init's capabilities");
+    let (code, out, _) = exec_with(
+        &c,
+        &p,
+        "for f in /proc/self/fd/*; do echo ${f##*/}; done",
+        |_| {},
+    );
+    assert_eq!(
+        (code, out.replace("10\n", "").as_str()),
+        (0, "0\n1\n2\n3\n")
+    );
     for n in 3..40 {
         common::exec_failure(&c, &p, |p| p["cwd"] = json!(format!("/proc/self/fd/{n}")));
     }

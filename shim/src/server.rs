@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
         .and_then(|addr| addr.as_pathname().map(PathBuf::from));
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let events = Rc::new(Events::new(&flags.namespace, &address));
-    let shim = Rc::new(Shim::new(&flags.namespace, events));
+    let shim = Rc::new(Shim::new(&flags.namespace, events, cache(path.as_deref())));
     if let Ok(why) = std::env::var(UNSEALED) {
         log::warning!("the executable is not sealed: {why}");
     }
@@ -97,6 +97,11 @@ fn take_listener() -> Result<StdListener> {
         .set_nonblocking(true)
         .context("stdin is not a listening socket")?;
     Ok(listener)
+}
+
+/// `corten` beside the folder of the sockets: root's own and gone with a reboot, as they are.
+fn cache(socket: Option<&Path>) -> Option<PathBuf> {
+    Some(socket?.parent()?.parent()?.join("corten"))
 }
 
 async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Result<()> {

@@ -159,7 +159,7 @@ async fn run(
             stdio: streams,
             cgroup: &container.cgroup,
             no_new_keyring: container.options.no_new_keyring,
-            cache: None,
+            cache: shim.cache(&spec),
         },
     )?;
     drop(spec);

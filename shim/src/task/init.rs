@@ -264,7 +264,7 @@ impl Draft {
                 cgroup,
                 no_pivot_root: self.options.no_pivot_root,
                 no_new_keyring: self.options.no_new_keyring,
-                cache: None,
+                cache: shim.cache(&self.spec),
             },
         )
         .context(CREATE)?;

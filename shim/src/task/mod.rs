@@ -9,7 +9,8 @@ pub(crate) mod state;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use corten_oci::Cgroup;
@@ -24,12 +25,17 @@ use crate::reaper::Reaper;
 use process::Process;
 use state::State;
 
+/// Seccomp programs kept; a node sees a handful of profiles.
+const MAX_CACHED: usize = 32;
+
 /// Everything the shim knows. One thread, no locks; no borrow lives across an await.
 #[derive(Debug)]
 pub(crate) struct Shim {
     pub(crate) namespace: String,
     pub(crate) events: Rc<Events>,
     pub(crate) reaper: Rc<Reaper>,
+    /// Folder of compiled seccomp programs, shared by all shims of a daemon.
+    cache: Option<PathBuf>,
     /// Notified when the shim is to end.
     pub(crate) done: Notify,
     /// Notified when a container is gone.
@@ -69,11 +75,12 @@ pub(crate) struct Reservation<'a> {
 // === impl Shim ===
 
 impl Shim {
-    pub(crate) fn new(namespace: &str, events: Rc<Events>) -> Self {
+    pub(crate) fn new(namespace: &str, events: Rc<Events>, cache: Option<PathBuf>) -> Self {
         Self {
             namespace: namespace.to_owned(),
             events,
             reaper: Rc::default(),
+            cache,
             done: Notify::new(),
             removed: Notify::new(),
             containers: RefCell::default(),
@@ -113,6 +120,18 @@ impl Shim {
     pub(crate) fn remove(&self, id: &str) {
         self.containers.borrow_mut().remove(id);
         self.removed.notify_one();
+    }
+
+    /// Where a seccomp program may be kept. Custom profiles must not fill a tmpfs, so a full folder is left alone.
+    pub(crate) fn cache(&self, spec: &corten_oci::Spec) -> Option<&Path> {
+        let dir = self.cache.as_deref()?;
+        spec.linux.seccomp.as_ref()?;
+        if !dir.exists() {
+            let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
+            made.ok()?;
+        }
+        let count = std::fs::read_dir(dir).ok()?.take(MAX_CACHED + 1).count();
+        (count <= MAX_CACHED).then_some(dir)
     }
 
     /// No container, and none on its way.

@@ -115,6 +115,8 @@ pub(crate) fn claim_poststop(bundle: &Path) -> bool {
 fn pid_file(exec: &str) -> String {
     match exec {
         "" => INIT_PID.to_owned(),
+        // An exec of that name must not pass for the container's first process.
+        "init" => "init.exec.pid".to_owned(),
         exec => format!("{exec}.pid"),
     }
 }
@@ -177,6 +179,10 @@ mod tests {
             assert_eq!(read_exit(&dir).is_some(), good, "{text}");
         }
         assert!(claim_poststop(&dir) && !claim_poststop(&dir));
+        write_pid(&dir, "", 7).unwrap();
+        write_pid(&dir, "init", 8).unwrap();
+        remove_pid(&dir, "init");
+        assert_eq!(read_init_pid(&dir), Some(7));
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -35,7 +35,12 @@ async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
     let bundle = find_bundle(flags)?;
     let spec = bundle::read_spec(&bundle);
     let mut problems = Vec::new();
-    if let Ok(spec) = &spec {
+    // Without a process there never was a container: a Create that was refused because the cgroup is in use must not
+    // cost those who use it their lives.
+    let existed = bundle::read_init_pid(&bundle).is_some();
+    if let Ok(spec) = &spec
+        && existed
+    {
         let options = cgroup::Options {
             systemd: bundle::read_options(&bundle).systemd_cgroup,
         };
@@ -57,7 +62,7 @@ async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
     // After the kill, as the specification has it; the hooks of a container whose shim died have not run yet.
     if let Ok(spec) = &spec
         && !spec.hooks.poststop.is_empty()
-        && bundle::read_init_pid(&bundle).is_some()
+        && existed
         && bundle::claim_poststop(&bundle)
     {
         hooks::poststop(spec, &flags.id, &bundle).await;

@@ -61,6 +61,11 @@ impl Reaper {
         })
     }
 
+    /// Leaves a child to the sweep.
+    pub(crate) fn forget(&self, pid: i32) {
+        self.followed.borrow_mut().remove(&pid);
+    }
+
     /// Waits for the child's end and collects it. Cancel-safe: a status is taken only as the last act.
     pub(crate) async fn exit(&self, child: &Pidfd) -> io::Result<Exit> {
         let outcome = loop {

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 
 use super::pump::{End, Sink};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// Where a copy reads from.
 pub(crate) type Source = End;
@@ -55,7 +55,12 @@ pub(super) fn open_input(uri: &str) -> Result<Input> {
     let what = || format!("containerd-shim: opening {path} failed");
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let read = rustix::fs::open(path, flags, Mode::empty()).context(what())?;
-    if kind(&read)? != FileType::Fifo {
+    let kind = kind(&read)?;
+    if kind == FileType::Directory {
+        // In a container it would be a way out.
+        return Err(Error::invalid(format!("stdin {path:?} is a directory")));
+    }
+    if kind != FileType::Fifo {
         rustix::fs::fcntl_setfl(&read, OFlags::empty()).context(what())?;
         return Ok(Input::File(read));
     }

@@ -13,11 +13,12 @@ use corten_launch::{Exec, Op, Plan, Status, cstr};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
+use tokio::task::{JoinHandle, spawn_local};
 
 use crate::error::{Context, Error, Result};
 use crate::log;
 use crate::readiness::watch;
-use crate::reaper::{Pidfd, Reaper};
+use crate::reaper::Pidfd;
 use crate::task::Shim;
 use crate::task::launch::{Child, failed};
 
@@ -28,10 +29,11 @@ const SIGKILL: i32 = 9;
 /// Above every number that the plan puts a descriptor on.
 const ABOVE: i32 = 10;
 
-/// A running logger.
+/// A running logger. Its end is collected whenever it comes: a zombie that nobody collects hides strays from the sweep.
 #[derive(Debug)]
 pub(super) struct Logger {
     pidfd: Pidfd,
+    ended: JoinHandle<()>,
 }
 
 /// The write ends that the container gets.
@@ -75,23 +77,25 @@ impl Logger {
             child.destroy(&shim.reaper).await;
             return Err(e.context("start binary process"));
         }
-        let logger = Self {
-            pidfd: child.pidfd.clone(),
-        };
-        Ok((logger, Pipes { stdout, stderr }))
+        let pidfd = child.pidfd.clone();
+        let (reaper, followed) = (shim.reaper.clone(), pidfd.clone());
+        let ended = spawn_local(async move {
+            // How it ended is nobody's business but its own.
+            let _ = reaper.exit(&followed).await;
+        });
+        Ok((Self { pidfd, ended }, Pipes { stdout, stderr }))
     }
 
     /// Asks it to end, then insists.
-    pub(super) async fn stop(self, reaper: &Reaper) {
+    pub(super) async fn stop(mut self) {
         // Fails only when it is gone already.
         let _ = self.pidfd.signal(SIGTERM);
-        let exit = reaper.exit(&self.pidfd);
-        if tokio::time::timeout(TERM, exit).await.is_ok() {
+        if tokio::time::timeout(TERM, &mut self.ended).await.is_ok() {
             return;
         }
         log::warning!("the logger ignores SIGTERM: killed");
         let _ = self.pidfd.signal(SIGKILL);
-        let _ = reaper.exit(&self.pidfd).await;
+        let _ = self.ended.await;
     }
 }
 

@@ -28,7 +28,6 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use crate::error::{Context, Error, Result};
 use crate::log;
-use crate::reaper::Reaper;
 use crate::task::Shim;
 use fifo::Source;
 use logger::Logger;
@@ -89,53 +88,13 @@ pub(crate) async fn open(
     size: &(u16, u16),
 ) -> Result<(ChildStdio, Rc<Io>)> {
     let io = Io::default();
-    if stdio.is_null() {
-        let child = match stdio.terminal {
-            // A terminal nobody listens to is still one for the process.
-            true => {
-                *io.tty.borrow_mut() = Some(Tty {
-                    stdin: None,
-                    stdout: None,
-                });
-                terminal(size)
-            }
-            false => ChildStdio::Null,
-        };
-        return Ok((child, Rc::new(io)));
+    match io.fill(shim, id, stdio, owner, size).await {
+        Ok(child) => Ok((child, Rc::new(io))),
+        Err(e) => {
+            io.close().await;
+            Err(e)
+        }
     }
-    let child = match Target::parse(&stdio.stdout)? {
-        Target::Binary { uri, handshake } => {
-            let (logger, pipes) = Logger::start(shim, id, uri, handshake).await?;
-            *io.logger.borrow_mut() = Some(logger);
-            if stdio.terminal {
-                io.open_tty(stdio, Some(Sink::stream(pipes.stdout)?))?;
-                terminal(size)
-            } else {
-                ChildStdio::Fds(io.open_stdin(stdio, owner)?, pipes.stdout, pipes.stderr)
-            }
-        }
-        Target::File(path) => {
-            let sink = Sink::file(&path)?;
-            if stdio.terminal {
-                io.open_tty(stdio, Some(sink))?;
-                terminal(size)
-            } else {
-                let stdin = io.open_stdin(stdio, owner)?;
-                let stdout = io.pump_from_pipe(sink.clone(), owner)?;
-                ChildStdio::Fds(stdin, stdout, io.pump_from_pipe(sink, owner)?)
-            }
-        }
-        Target::Fifo if stdio.terminal => {
-            let sink = match stdio.stdout.as_str() {
-                "" => None,
-                path => Some(fifo::open_output(path)?),
-            };
-            io.open_tty(stdio, sink)?;
-            terminal(size)
-        }
-        Target::Fifo => io.open_pipes(stdio, owner)?,
-    };
-    Ok((child, Rc::new(io)))
 }
 
 fn terminal(size: &(u16, u16)) -> ChildStdio {
@@ -175,6 +134,61 @@ impl<'a> Target<'a> {
 // === impl Io ===
 
 impl Io {
+    async fn fill(
+        &self,
+        shim: &Shim,
+        id: &str,
+        stdio: &Stdio,
+        owner: (u32, u32),
+        size: &(u16, u16),
+    ) -> Result<ChildStdio> {
+        if stdio.is_null() {
+            return Ok(match stdio.terminal {
+                // A terminal nobody listens to is still one for the process.
+                true => {
+                    *self.tty.borrow_mut() = Some(Tty {
+                        stdin: None,
+                        stdout: None,
+                    });
+                    terminal(size)
+                }
+                false => ChildStdio::Null,
+            });
+        }
+    Ok(match Target::parse(&stdio.stdout)? {
+        Target::Binary { uri, handshake } => {
+            let (logger, pipes) = Logger::start(shim, id, uri, handshake).await?;
+            *self.logger.borrow_mut() = Some(logger);
+            if stdio.terminal {
+                self.open_tty(stdio, Some(Sink::stream(pipes.stdout)?))?;
+                terminal(size)
+            } else {
+                ChildStdio::Fds(self.open_stdin(stdio, owner)?, pipes.stdout, pipes.stderr)
+            }
+        }
+        Target::File(path) => {
+            let sink = Sink::file(&path)?;
+            if stdio.terminal {
+                self.open_tty(stdio, Some(sink))?;
+                terminal(size)
+            } else {
+                let stdin = self.open_stdin(stdio, owner)?;
+                let stdout = self.pump_from_pipe(sink.clone(), owner)?;
+                ChildStdio::Fds(stdin, stdout, self.pump_from_pipe(sink, owner)?)
+            }
+        }
+        Target::Fifo if stdio.terminal => {
+            let sink = match stdio.stdout.as_str() {
+                "" => None,
+                path => Some(fifo::open_output(path)?),
+            };
+            self.open_tty(stdio, sink)?;
+            terminal(size)
+        }
+        Target::Fifo => self.open_pipes(stdio, owner)?,
+    })
+    }
+
     fn open_pipes(&self, stdio: &Stdio, owner: (u32, u32)) -> Result<ChildStdio> {
         let stdin = self.open_stdin(stdio, owner)?;
         let mut first = None;
@@ -301,7 +315,7 @@ impl Io {
     }
 
     /// Ends everything, the logger too.
-    pub(crate) async fn close(&self, reaper: &Reaper) {
+    pub(crate) async fn close(&self) {
         if let Some(input) = self.input.borrow_mut().take() {
             input.abort();
         }
@@ -312,7 +326,7 @@ impl Io {
         self.tty.borrow_mut().take();
         let logger = self.logger.borrow_mut().take();
         if let Some(logger) = logger {
-            logger.stop(reaper).await;
+            logger.stop().await;
         }
     }
 }

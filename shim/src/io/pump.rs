@@ -110,7 +110,13 @@ impl Sink {
         if let Some(dir) = std::path::Path::new(path).parent() {
             std::fs::create_dir_all(dir).context(format!("mkdir {}", dir.display()))?;
         }
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
+        // Non-blocking for the case that it is a fifo without a reader, which would hold up every container.
+        let flags = OFlags::WRONLY
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::CLOEXEC
+            | OFlags::NONBLOCK
+            | OFlags::NOCTTY;
         let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))
             .context(format!("containerd-shim: opening file {path:?} failed"))?;
         Ok(Self::File(Rc::new(file)))

@@ -49,19 +49,11 @@ fn output_waits_for_a_client_that_comes_after_the_end() {
         let process = io.pump_from_pipe(sink, (0, 0)).unwrap();
         write(&process, b"hello");
         drop(process);
+        io.drain().await;
         let reader = std::thread::spawn({
             let path = path.clone();
-            move || {
-                std::thread::sleep(Duration::from_millis(100));
-                let mut text = String::new();
-                std::fs::File::open(path)
-                    .unwrap()
-                    .read_to_string(&mut text)
-                    .unwrap();
-                text
-            }
+            move || std::fs::read_to_string(path).unwrap()
         });
-        io.drain().await;
         // The copy is done and kept; the loop must go on for the reader to be noticed.
         while !reader.is_finished() {
             tokio::time::sleep(Duration::from_millis(5)).await;

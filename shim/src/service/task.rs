@@ -197,7 +197,7 @@ fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
     } else {
         process.signal(signal)?;
     }
-    if signal == SIGKILL && container.init.state.get() == State::Paused {
+    if is_init && signal == SIGKILL && process.state.get() == State::Paused {
         // A process frozen by cgroup v1 dies when it thaws.
         container.cgroup.thaw()?;
     }

@@ -106,7 +106,7 @@ pub(crate) async fn delete(shim: &Shim, container: &Container, exec: &Process) -
     let io = exec.io.borrow().clone();
     if let Some(io) = io {
         io.drain().await;
-        io.close(&shim.reaper).await;
+        io.close().await;
     }
     exec.advance(Move::Delete)?;
     bundle::remove_pid(&container.bundle, &exec.exec_id);
@@ -130,7 +130,7 @@ async fn launch(shim: &Rc<Shim>, container: &Container, exec: &Process) -> Resul
     *exec.io.borrow_mut() = Some(io.clone());
     let outcome = run(shim, container, exec, &process, streams, &io).await;
     if outcome.is_err() {
-        io.close(&shim.reaper).await;
+        io.close().await;
     }
     outcome.context(EXEC)
 }

@@ -172,7 +172,7 @@ pub(crate) async fn delete(shim: &Rc<Shim>, container: &Rc<Container>) -> Result
     let io = init.io.borrow().clone();
     if let Some(io) = io {
         io.drain().await;
-        io.close(&shim.reaper).await;
+        io.close().await;
     }
     if let Some(watch) = container.oom_watch.borrow_mut().take() {
         watch.abort();
@@ -316,7 +316,7 @@ impl Draft {
             problems.extend(remove_cgroup(cgroup, CGROUP_PATIENCE).await.err());
         }
         if let Some(io) = &self.io {
-            io.close(&shim.reaper).await;
+            io.close().await;
         }
         if self.child.is_some() {
             run_poststop(shim, &self.id, &self.bundle).await;

@@ -40,6 +40,7 @@ impl Child {
             Err(e) => {
                 // Nobody could follow it; the sweep collects what is left.
                 let _ = parked.kill();
+                reaper.forget(parked.pid());
                 Err(e)
             }
         }

@@ -3,8 +3,9 @@
 //! The ttrpc crate tells only the pending calls that a connection is gone. Here the socket itself is wrapped, so that
 //! its end is known at once even when nothing is pending: that is how a dead shim is noticed.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(crate) struct Connection {
     namespace: Namespace,
     ended: watch::Receiver<bool>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
+    /// Held while a call is numbered and queued.
+    turn: Mutex<()>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -134,6 +137,7 @@ impl Connection {
             namespace: namespace.clone(),
             ended: ended_rx,
             stop: Mutex::new(Some(stop)),
+            turn: Mutex::new(()),
         }
     }
 
@@ -169,12 +173,21 @@ impl Connection {
         if *self.ended.borrow() {
             return Err(CallError::Lost);
         }
-        let call = call(self.context(patience));
+        // The crate numbers a call and queues it in its first poll. Two calls that do so at once may be
+        // queued in the wrong order, which Go's server refuses ("StreamID cannot be re-used").
+        let mut call = pin!(tokio::task::unconstrained(call(self.context(patience))));
         let answer = async {
+            let first = poll_fn(|cx| {
+                let _turn = self.turn.lock();
+                Poll::Ready(call.as_mut().poll(cx))
+            });
+            if let Poll::Ready(answer) = first.await {
+                return answer.map_err(CallError::of);
+            }
             let mut ended = self.ended.clone();
             tokio::select! {
                 biased;
-                answer = call => answer.map_err(CallError::of),
+                answer = call.as_mut() => answer.map_err(CallError::of),
                 // A call that was queued just when the connection went away is never answered by the crate.
                 _ = ended.wait_for(|e| *e) => Err(CallError::Lost),
             }

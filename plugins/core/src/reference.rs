@@ -28,9 +28,14 @@ impl Reference {
         if host.is_empty() {
             return invalid("hostname required");
         }
+        // What a URL would take for user info, or for a slash, is not a part of any name.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
+        if !host.chars().all(plain) || matches!(host, "." | "..") {
+            return invalid("invalid reference");
+        }
         if text
             .chars()
-            .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '%'))
+            .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '%' | '\\'))
         {
             return invalid("invalid reference");
         }
@@ -102,6 +107,10 @@ mod tests {
             "h/a/../../b:t",
             "http://h/a",
             "h/a b",
+            "../a:t",
+            "user:secret@h/a:t",
+            "h/a\\..\\..\\b:t",
+            "h\\x/a:t",
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }

@@ -8,7 +8,7 @@
 //! its ingest for a later resume; `abort` removes it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -204,6 +204,27 @@ pub async fn read_blob(
     }
 }
 
+/// Opens the ingest that `options` names; waits while another client writes it (containerd: content.OpenWriter).
+///
+/// # Errors
+/// AlreadyExists when the expected blob is there; the store's. Never Unavailable because of another writer.
+pub async fn open_writer(
+    store: &dyn Content,
+    scope: &Scope,
+    options: WriterOptions,
+) -> Result<Box<dyn Writer>> {
+    let mut wait = Duration::from_millis(16);
+    loop {
+        match store.writer(scope, options.clone()).await {
+            Err(e) if e.kind() == crate::Kind::Unavailable => {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(2));
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Writes a whole small blob; an existing one is not an error.
 ///
 /// # Errors
@@ -219,7 +240,7 @@ pub async fn write_blob(
     let options = WriterOptions::of(r#ref, descriptor)?;
     let (total, expected) = (options.total, options.expected.clone());
     let done = async {
-        let mut writer = store.writer(scope, options).await?;
+        let mut writer = open_writer(store, scope, options).await?;
         let offset = writer.status().offset;
         if offset != 0 && offset != total {
             writer.truncate(0).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
-use corten_core::content::{Content, Writer, WriterOptions, read_blob};
+use corten_core::content::{Content, Writer, WriterOptions, open_writer, read_blob};
 use corten_core::labels::{self, DISTRIBUTION_SOURCE};
 use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
 use tokio::sync::{Semaphore, mpsc};
@@ -40,18 +40,9 @@ impl std::fmt::Debug for Fetcher {
 }
 
 /// Opens the ingest for `desc`; waits while another client writes it. AlreadyExists when the blob is there.
-async fn open_writer(content: &dyn Content, scope: &Scope, desc: &Desc) -> Result<Box<dyn Writer>> {
-    let mut wait = Duration::from_millis(16);
-    loop {
-        let options = WriterOptions::of(desc.ref_key(), &desc.proto())?;
-        match content.writer(scope, options).await {
-            Err(e) if e.kind() == Kind::Unavailable => {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(2));
-            }
-            other => return other,
-        }
-    }
+async fn ingest(content: &dyn Content, scope: &Scope, desc: &Desc) -> Result<Box<dyn Writer>> {
+    let options = WriterOptions::of(desc.ref_key(), &desc.proto())?;
+    open_writer(content, scope, options).await
 }
 
 impl Fetcher {
@@ -63,7 +54,7 @@ impl Fetcher {
         let _turn = self.turn(desc).await?;
         let mut retried = false;
         loop {
-            let mut writer = match open_writer(&*self.content, &self.scope, desc).await {
+            let mut writer = match ingest(&*self.content, &self.scope, desc).await {
                 Ok(writer) => writer,
                 Err(e) if e.kind() == Kind::AlreadyExists => return self.exists(desc).await,
                 Err(e) => return Err(e),
@@ -98,7 +89,7 @@ impl Fetcher {
     /// As [`Fetcher::blob`]; InvalidArgument when it is not what its media type says.
     pub async fn document(&self, desc: &Desc) -> Result<Document> {
         let _turn = self.turn(desc).await?;
-        let mut writer = match open_writer(&*self.content, &self.scope, desc).await {
+        let mut writer = match ingest(&*self.content, &self.scope, desc).await {
             Ok(writer) => writer,
             Err(e) if e.kind() == Kind::AlreadyExists => {
                 let document = stored_document(&*self.content, &self.scope, desc).await?;
@@ -363,6 +354,8 @@ async fn download(
         let error = match pump(body, &mut offset, size, &tx).await {
             Ok(()) if offset == size => return Ok(()),
             Ok(()) => Error::new(Kind::Unknown, "unexpected EOF"),
+            // All came, and only the end of the response did not: to ask for what is behind it would be an error.
+            Err(e) if e.kind() == Kind::Unavailable && offset == size => return Ok(()),
             Err(e) if e.kind() == Kind::Unavailable => e,
             Err(e) => return Err(e),
         };

@@ -3,12 +3,14 @@
 //! Runs on a thread for blocking work. Every file becomes a blob; what the documents in the archive say about
 //! their names is only used to find blobs again, never as a path on this host.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use corten_core::content::{Content, Reader, WriterOptions, read_blob, write_blob};
+use corten_core::content::{Content, Reader, WriterOptions, open_writer, read_blob, write_blob};
 use corten_core::filter::Filter;
 use corten_core::labels::UNCOMPRESSED;
 use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
@@ -23,6 +25,8 @@ use crate::oci::{
 
 /// Largest document of an archive that is read into memory (CVE-2023-25153).
 pub(super) const MAX_JSON: u64 = 20 << 20;
+/// Most bytes of long names and extended headers before one file.
+const MAX_SPECIAL: u64 = 4 << 20;
 const CHUNK: usize = 512 << 10;
 /// Most files of one archive.
 const MAX_FILES: usize = 100_000;
@@ -70,6 +74,25 @@ fn magic(head: &[u8]) -> Compression {
         // A skippable frame: zstd:chunked starts with one.
         [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ => Compression::None,
+    }
+}
+
+/// A source of which `left` bytes may be read.
+struct Metered<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 {
+            return Err(std::io::Error::other("extended header too long"));
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let n = self.inner.read(&mut buf[..most])?;
+        self.left.set(left - n as u64);
+        Ok(n)
     }
 }
 
@@ -130,9 +153,18 @@ impl Import<'_> {
 
     fn files(&self, source: impl Read) -> Result<Files> {
         let mut files = Files::default();
-        let mut archive = tar::Archive::new(source);
+        let left = Rc::new(Cell::new(0));
+        let mut archive = tar::Archive::new(Metered {
+            inner: source,
+            left: left.clone(),
+        });
         let unreadable = |e: std::io::Error| invalid(format!("read image archive: {e}"));
-        for (count, entry) in archive.entries().map_err(unreadable)?.enumerate() {
+        let mut entries = archive.entries().map_err(unreadable)?;
+        for count in 0.. {
+            // The tar crate takes names of any length into memory: what comes between two files is limited here.
+            left.set(MAX_SPECIAL);
+            let Some(entry) = entries.next() else { break };
+            left.set(u64::MAX);
             let mut entry = entry.map_err(unreadable)?;
             if count >= MAX_FILES {
                 return Err(Error::new(
@@ -151,15 +183,26 @@ impl Import<'_> {
                         .push((name.clone(), clean(&format!("{folder}/{link}"))));
                 }
                 tar::EntryType::Regular | tar::EntryType::Continuous => {
-                    self.file(&mut files, name, &mut entry)?;
+                    let size = entry.size();
+                    self.file(&mut files, name, &mut entry, size)?;
+                }
+                tar::EntryType::GNUSparse => {
+                    return Err(invalid(format!("read {name:?}: unexpected sparse file")));
                 }
                 _ => {}
             }
+            std::io::copy(&mut entry, &mut std::io::sink()).map_err(unreadable)?;
         }
         Ok(files)
     }
 
-    fn file(&self, files: &mut Files, name: String, entry: &mut impl Read) -> Result<()> {
+    fn file(
+        &self,
+        files: &mut Files,
+        name: String,
+        entry: &mut impl Read,
+        declared: u64,
+    ) -> Result<()> {
         match name.as_str() {
             LAYOUT => {
                 #[derive(serde::Deserialize)]
@@ -179,6 +222,10 @@ impl Import<'_> {
                 let (digest, size) = self
                     .ingest(&format!("tar-{name}"), entry, Labels::new())
                     .with_context(|| format!("failed to ingest {name:?}"))?;
+                // The tar crate takes the end of its source for the end of a file.
+                if size != declared {
+                    return Err(invalid(format!("read {name:?}: unexpected EOF")));
+                }
                 files.blobs.insert(name, described(&digest, size, ""));
             }
         }
@@ -191,9 +238,9 @@ impl Import<'_> {
             r#ref: name.to_owned(),
             ..WriterOptions::default()
         };
-        let mut writer = self
-            .runtime
-            .block_on(self.content.writer(self.scope, options))?;
+        // Another import may be writing a file of the same name just now.
+        let open = open_writer(&**self.content, self.scope, options);
+        let mut writer = self.runtime.block_on(open)?;
         if writer.status().offset > 0 {
             self.runtime.block_on(writer.truncate(0))?;
         }

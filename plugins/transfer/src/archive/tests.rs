@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use corten_core::content::Content;
+use corten_core::content::{Content, WriterOptions};
 use corten_core::labels::UNCOMPRESSED;
 use corten_core::{Digest, Error, Kind, Result};
 
@@ -225,4 +225,40 @@ async fn what_is_no_image_is_refused() {
         .await
         .is_err()
     );
+}
+
+#[tokio::test]
+async fn a_cut_archive_and_an_endless_name_are_refused() {
+    let store = Memory::default();
+    let mut cut = tarball(&[("blobs/sha256/x", &[7; 5000])]);
+    cut.truncate(3000);
+    let e = imported(&store, cut, false).await.unwrap_err();
+    assert!(e.to_string().contains("unexpected EOF"), "{e}");
+
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(64 << 20);
+    header.set_cksum();
+    let mut endless = header.as_bytes().to_vec();
+    endless.resize(endless.len() + (64 << 20), b'a');
+    let e = imported(&store, endless, false).await.unwrap_err();
+    assert!(e.to_string().contains("extended header too long"), "{e}");
+}
+
+#[tokio::test]
+async fn two_imports_of_files_of_the_same_name_do_not_disturb_each_other() {
+    let store = Memory::default();
+    let held = WriterOptions {
+        r#ref: "tar-blobs/sha256/x".into(),
+        ..Default::default()
+    };
+    let writer = store.content().writer(&scope(), held).await.unwrap();
+    let release = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        drop(writer);
+    });
+    let archive = tarball(&[("blobs/sha256/x", b"x")]);
+    let e = imported(&store, archive, false).await.unwrap_err();
+    assert_eq!(e.to_string(), "unrecognized image format");
+    release.await.unwrap();
 }

@@ -48,6 +48,9 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let _ = rustix::thread::set_name(c"containerd-shim");
     // Fails only for a group leader, which already is away from the daemon's session.
     let _ = rustix::process::setsid();
+    // A child is born into the container's pid namespace: what it still is of this process must not be traced there.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context("forbid tracing")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("become a subreaper")?;
@@ -124,6 +127,7 @@ async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Re
         () = shim.done.notified() => {}
         () = forgotten(&shim, &open) => log::warning!("nobody needs this shim"),
     }
+    shim.leave();
     // From here on a `start` for this group makes a new shim.
     if let Some(path) = path
         && let Err(e) = socket::remove(&path)

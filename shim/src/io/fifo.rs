@@ -109,3 +109,21 @@ fn kind(fd: &OwnedFd) -> Result<FileType> {
 fn strip(uri: &str) -> &str {
     uri.strip_prefix("fifo://").unwrap_or(uri)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_hurt_is_refused_at_once() {
+        let dir = std::env::temp_dir().join(format!("corten-fifo-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert!(open_input(dir.to_str().unwrap()).is_err(), "a directory");
+        let fifo = dir.join("fifo");
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+        let log = Sink::file(fifo.to_str().unwrap());
+        assert!(log.is_err(), "a fifo without a reader as a log file");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

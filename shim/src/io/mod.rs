@@ -155,38 +155,38 @@ impl Io {
                 false => ChildStdio::Null,
             });
         }
-    Ok(match Target::parse(&stdio.stdout)? {
-        Target::Binary { uri, handshake } => {
-            let (logger, pipes) = Logger::start(shim, id, uri, handshake).await?;
-            *self.logger.borrow_mut() = Some(logger);
-            if stdio.terminal {
-                self.open_tty(stdio, Some(Sink::stream(pipes.stdout)?))?;
-                terminal(size)
-            } else {
-                ChildStdio::Fds(self.open_stdin(stdio, owner)?, pipes.stdout, pipes.stderr)
+        Ok(match Target::parse(&stdio.stdout)? {
+            Target::Binary { uri, handshake } => {
+                let (logger, pipes) = Logger::start(shim, id, uri, handshake).await?;
+                *self.logger.borrow_mut() = Some(logger);
+                if stdio.terminal {
+                    self.open_tty(stdio, Some(Sink::stream(pipes.stdout)?))?;
+                    terminal(size)
+                } else {
+                    ChildStdio::Fds(self.open_stdin(stdio, owner)?, pipes.stdout, pipes.stderr)
+                }
             }
-        }
-        Target::File(path) => {
-            let sink = Sink::file(&path)?;
-            if stdio.terminal {
-                self.open_tty(stdio, Some(sink))?;
-                terminal(size)
-            } else {
-                let stdin = self.open_stdin(stdio, owner)?;
-                let stdout = self.pump_from_pipe(sink.clone(), owner)?;
-                ChildStdio::Fds(stdin, stdout, self.pump_from_pipe(sink, owner)?)
+            Target::File(path) => {
+                let sink = Sink::file(&path)?;
+                if stdio.terminal {
+                    self.open_tty(stdio, Some(sink))?;
+                    terminal(size)
+                } else {
+                    let stdin = self.open_stdin(stdio, owner)?;
+                    let stdout = self.pump_from_pipe(sink.clone(), owner)?;
+                    ChildStdio::Fds(stdin, stdout, self.pump_from_pipe(sink, owner)?)
+                }
             }
-        }
-        Target::Fifo if stdio.terminal => {
-            let sink = match stdio.stdout.as_str() {
-                "" => None,
-                path => Some(fifo::open_output(path)?),
-            };
-            self.open_tty(stdio, sink)?;
-            terminal(size)
-        }
-        Target::Fifo => self.open_pipes(stdio, owner)?,
-    })
+            Target::Fifo if stdio.terminal => {
+                let sink = match stdio.stdout.as_str() {
+                    "" => None,
+                    path => Some(fifo::open_output(path)?),
+                };
+                self.open_tty(stdio, sink)?;
+                terminal(size)
+            }
+            Target::Fifo => self.open_pipes(stdio, owner)?,
+        })
     }
 
     fn open_pipes(&self, stdio: &Stdio, owner: (u32, u32)) -> Result<ChildStdio> {

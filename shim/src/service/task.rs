@@ -114,7 +114,7 @@ async fn delete(shim: &Rc<Shim>, r: DeleteRequest) -> Result<DeleteResponse> {
     let exit = if r.exec_id.is_empty() {
         init::delete(shim, &container).await?
     } else {
-        exec::delete(shim, &container, &process).await?
+        exec::delete(&container, &process).await?
     };
     Ok(DeleteResponse {
         pid: exit.pid,
@@ -277,7 +277,7 @@ fn connect(shim: &Shim, r: &ConnectRequest) -> Result<ConnectResponse> {
 /// containerd 2.4 calls it after every Delete and 2.4's shim ignores `now`: the last container decides.
 fn shutdown(shim: &Shim, _: ShutdownRequest) -> Result<Empty> {
     if shim.is_idle() {
-        shim.done.notify_one();
+        shim.leave();
     }
     Ok(Empty {})
 }

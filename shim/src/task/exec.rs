@@ -100,7 +100,7 @@ pub(crate) async fn start(
 }
 
 /// Delete of an exec that was never started or has ended.
-pub(crate) async fn delete(shim: &Shim, container: &Container, exec: &Process) -> Result<Exit> {
+pub(crate) async fn delete(container: &Container, exec: &Process) -> Result<Exit> {
     let _order = exec.order.lock().await;
     exec.state.get().transition(Move::Delete)?;
     let io = exec.io.borrow().clone();
@@ -148,6 +148,14 @@ async fn run(
         .pidfd
         .get()
         .ok_or_else(|| Error::precondition("container must be created"))?;
+    // Opening the streams took its time. While init is not collected its number is its own, and from here to the
+    // clone nobody else runs.
+    if container.init_gone.get() {
+        return Err(Error::precondition(format!(
+            "container {} init process is not running",
+            container.id
+        )));
+    }
     let spec = bundle::read_spec(&container.bundle)?;
     let plan = plan_exec(
         &spec,

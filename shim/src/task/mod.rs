@@ -38,6 +38,8 @@ pub(crate) struct Shim {
     cache: Option<PathBuf>,
     /// Notified when the shim is to end.
     pub(crate) done: Notify,
+    /// It is: a container that came now would be left behind.
+    leaving: Cell<bool>,
     /// Notified when a container is gone.
     pub(crate) removed: Notify,
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
@@ -82,6 +84,7 @@ impl Shim {
             reaper: Rc::default(),
             cache,
             done: Notify::new(),
+            leaving: Cell::default(),
             removed: Notify::new(),
             containers: RefCell::default(),
             creating: RefCell::default(),
@@ -104,6 +107,9 @@ impl Shim {
     }
 
     pub(crate) fn reserve<'a>(&'a self, id: &'a str) -> Result<Reservation<'a>> {
+        if self.leaving.get() {
+            return Err(Error::unavailable("the shim is going away"));
+        }
         let taken = self.containers.borrow().contains_key(id);
         if taken || !self.creating.borrow_mut().insert(id.to_owned()) {
             return Err(Error::exists(format!("container {id}")));
@@ -132,6 +138,12 @@ impl Shim {
         }
         let count = std::fs::read_dir(dir).ok()?.take(MAX_CACHED + 1).count();
         (count <= MAX_CACHED).then_some(dir)
+    }
+
+    /// Ends the shim. From now on no container is taken in.
+    pub(crate) fn leave(&self) {
+        self.leaving.set(true);
+        self.done.notify_one();
     }
 
     /// No container, and none on its way.

@@ -70,8 +70,8 @@ impl Bundle {
                 })?;
             let filled = made.fill(&work, spec.as_ref());
             if filled.is_err() {
-                let _ = std::fs::remove_dir_all(&made.path);
                 let _ = std::fs::remove_dir_all(&work);
+                let _ = std::fs::remove_dir_all(&made.path);
             }
             filled
         })
@@ -142,8 +142,9 @@ impl Bundle {
                 }
                 _ => {}
             }
-            let removed = remove_atomically(&bundle.path);
-            work.map_or(Ok(()), |w| remove_atomically(&w)).and(removed)
+            // The bundle last: with it the id is free, and the working folder may be another task's.
+            let removed = work.map_or(Ok(()), |w| remove_atomically(&w));
+            remove_atomically(&bundle.path).and(removed)
         })
         .await
     }

@@ -220,7 +220,11 @@ async fn finish(
     };
     match status {
         Some(status) => (status, bytes),
-        None => (child.wait().await, bytes),
+        None => {
+            // One that says more than is taken must not wait for a reader.
+            drop(output);
+            (child.wait().await, bytes)
+        }
     }
 }
 

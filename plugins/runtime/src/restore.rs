@@ -102,8 +102,9 @@ fn folders(dir: &Path) -> Result<Vec<String>> {
 }
 
 async fn load(tasks: &TaskManager, bundle: &Bundle) -> Result<()> {
+    // Not to be seen into is not empty: to delete it would take the rootfs from a container that runs.
     let empty = std::fs::read_dir(&bundle.path).map(|mut d| d.next().is_none());
-    if empty.unwrap_or(true) {
+    if empty.with_context(|| format!("read bundle {}", bundle.path.display()))? {
         return bundle.delete().await;
     }
     let binary = match runtime_of(tasks, bundle).await {

@@ -185,7 +185,12 @@ impl TaskManager {
     }
 
     /// Starts a shim of the container's own.
-    async fn launch(&self, bundle: &Bundle, o: &CreateOptions) -> Result<Arc<Shim>> {
+    async fn launch(
+        &self,
+        bundle: &Bundle,
+        o: &CreateOptions,
+        gone: &mut oneshot::Sender<Result<Arc<Shim>>>,
+    ) -> Result<Arc<Shim>> {
         let binary = self.manager.discovery.resolve(&o.runtime)?;
         let connected = async {
             let log = log::open(bundle)?;
@@ -201,7 +206,17 @@ impl TaskManager {
             bootstrap::save(bundle, &answer).await?;
             self.connect(bundle, &binary, answer, log).await
         };
-        match connected.await {
+        // A helper that is killed half-way may leave a shim that nobody knows: without a client it may still end, but
+        // not hang, for as long as it runs the id is taken.
+        let abandoned = async {
+            gone.closed().await;
+            tokio::time::sleep(self.manager.timeouts.cleanup).await;
+        };
+        let connected = tokio::select! {
+            connected = connected => connected,
+            () = abandoned => Err(Error::new(Kind::Canceled, Kind::Canceled.words())),
+        };
+        match connected {
             Ok(shim) => Ok(shim),
             Err(e) => {
                 // It may have left a shim behind, even when it failed.
@@ -300,11 +315,10 @@ impl TaskManager {
         let begun = async {
             let shim = match self.joinable(&bundle.namespace, &o).await? {
                 Some(answer) => self.join(bundle, &o, answer).await?,
-                None => self.launch(bundle, &o).await?,
+                None => self.launch(bundle, &o, gone).await?,
             };
             Ok::<_, Error>(shim)
         };
-        // Not cancelled in the middle: a helper that is killed half-way may leave a shim that nobody knows.
         let shim = begun.await.context("failed to start shim")?;
         let created = async {
             self.serve(&shim)?;

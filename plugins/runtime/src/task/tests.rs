@@ -191,6 +191,29 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_start_that_hangs_or_never_stops_talking_does_not_keep_the_id() {
+    let fake = Fake::new();
+    let tasks = fake.manager();
+    fake.on_start("exec sleep 1000");
+    let create = tokio::spawn({
+        let tasks = tasks.clone();
+        async move { tasks.create(&ns(), "c", options()).await.map(|_| ()) }
+    });
+    until("start runs", || fake.ran("start") == 1).await;
+    create.abort();
+    until("the bundle is gone", || is_empty(&fake.path("state/ns"))).await;
+    assert_eq!(fake.ran("delete"), 1);
+
+    fake.on_start("exec cat /dev/zero");
+    let ns = ns();
+    let create = tasks.create(&ns, "c", options());
+    let e = tokio::time::timeout(PATIENCE, create).await.unwrap();
+    let e = e.err().unwrap();
+    assert_eq!(e.kind(), Kind::Unknown, "{e}");
+    assert!(is_empty(&fake.path("state/ns")));
+}
+
+#[tokio::test]
 async fn a_delete_whose_shutdown_fails_can_be_repeated() {
     let fake = Fake::new();
     let _server = fake.serve().await;

@@ -1,12 +1,12 @@
 //! Owns running OCI hooks: one after the other, each with its timeout, never blocking the shim.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use corten_launch::{Exit, Status};
-use corten_oci::{Spec, hooks as oci_hooks, spec::Hook};
+use corten_oci::{Place, Spec, hooks as oci_hooks, spec::Hook};
 use rustix::fs::OFlags;
 use tokio::io::Interest;
 
@@ -31,23 +31,23 @@ pub(crate) struct Subject<'a> {
     pub(crate) status: &'a str,
 }
 
-/// Runs a list; the first failure ends it. `inside` is init's pidfd for hooks of the container's namespaces.
+/// Runs a list; the first failure ends it.
 pub(crate) async fn run(
     reaper: &Reaper,
     subject: Subject<'_>,
     name: &str,
     hooks: &[Hook],
-    inside: Option<BorrowedFd<'_>>,
+    place: Place<'_>,
 ) -> Result<()> {
-    let subject = match inside {
-        Some(_) if !hooks.is_empty() => Subject {
+    let subject = match place {
+        Place::Namespaces(_) | Place::Container { .. } if !hooks.is_empty() => Subject {
             pid: pid_inside(subject.pid),
             ..subject
         },
         _ => subject,
     };
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(reaper, subject, hook, inside)
+        run_one(reaper, subject, hook, place)
             .await
             .map_err(|e| e.context(format!("error running {name} hook #{index}")))?;
     }
@@ -64,7 +64,7 @@ pub(crate) async fn poststop_with(reaper: &Reaper, spec: &Spec, id: &str, bundle
         status: "stopped",
     };
     for (index, hook) in spec.hooks.poststop.iter().enumerate() {
-        if let Err(e) = run_one(reaper, subject, hook, None).await {
+        if let Err(e) = run_one(reaper, subject, hook, Place::Runtime).await {
             log::warning!("container {id}: error running poststop hook #{index}: {e}");
         }
     }
@@ -79,7 +79,7 @@ async fn run_one(
     reaper: &Reaper,
     subject: Subject<'_>,
     hook: &Hook,
-    inside: Option<BorrowedFd<'_>>,
+    place: Place<'_>,
 ) -> Result<()> {
     let state = oci_hooks::State {
         oci_version: &subject.spec.oci_version,
@@ -92,7 +92,7 @@ async fn run_one(
             .ok_or_else(|| Error::invalid("the bundle's path is not UTF-8"))?,
         annotations: &subject.spec.annotations,
     };
-    let run = oci_hooks::prepare(hook, &state, inside)?;
+    let run = oci_hooks::prepare(hook, &state, place)?;
     let mut child = Child::spawn(reaper, &run.plan).context(format!("start {}", run.path))?;
     let (output, timeout) = (run.output, run.timeout);
     // The write ends of the pipes are the hook's alone from here on, or its output would never end.

@@ -1,8 +1,9 @@
 //! Owns hooks: the state document they read and the plan that runs one. Waiting is the shim's.
 
 use crate::namespaces::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUSER, NEWUTS};
+use crate::process::{self, Tail};
 use crate::spec::Hook;
-use crate::{Error, Result};
+use crate::{Cgroup, Error, Result, Spec, init};
 use corten_launch::{Exec, Op, Plan, cstr};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -26,6 +27,21 @@ pub struct State<'a> {
     pub annotations: &'a BTreeMap<String, String>,
 }
 
+/// Where a hook runs, and as whom.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// prestart, createRuntime, poststart, poststop.
+    Runtime,
+    /// createContainer: a program of the host in the namespaces of init (its pidfd).
+    Namespaces(BorrowedFd<'a>),
+    /// startContainer: a program of the image, so it is confined as init's own will be.
+    Container {
+        init: BorrowedFd<'a>,
+        cgroup: &'a Cgroup,
+        spec: &'a Spec,
+    },
+}
+
 /// One hook, ready to `corten_launch::spawn`. It parks at a gate like any plan: open it at once.
 /// Success is exit status 0 before `timeout`; else kill it by pidfd and report `output`.
 #[derive(Debug)]
@@ -38,9 +54,8 @@ pub struct HookRun {
     pub path: String,
 }
 
-/// Prepares a hook. `inside` is the pidfd of init for createContainer and startContainer hooks,
-/// which run in the container's namespaces; `None` for the others.
-pub fn prepare(hook: &Hook, state: &State<'_>, inside: Option<BorrowedFd<'_>>) -> Result<HookRun> {
+/// Prepares a hook.
+pub fn prepare(hook: &Hook, state: &State<'_>, place: Place<'_>) -> Result<HookRun> {
     if !hook.path.starts_with('/') {
         return Err(Error::invalid(format!(
             "hook path {:?} is not absolute",
@@ -69,13 +84,17 @@ pub fn prepare(hook: &Hook, state: &State<'_>, inside: Option<BorrowedFd<'_>>) -
     for (fd, target) in [(stdin, 0), (theirs, 1), (theirs, 2)] {
         plan.push(Op::Stdio { fd, target }, "set up standard streams");
     }
-    if let Some(pidfd) = inside {
-        join(pidfd, &mut plan)?;
+    if let Place::Container { init, cgroup, spec } = place {
+        confined(state.id, init, cgroup, spec, &mut plan)?;
+    } else {
+        if let Place::Namespaces(init) = place {
+            join(init, &mut plan)?;
+        }
+        plan.push(Op::CloseFds, "close descriptors");
+        plan.push(Op::Umask(0o022), "umask");
+        plan.push(Op::FindExe, "find the hook");
+        plan.push(Op::Gate, "wait for start");
     }
-    plan.push(Op::CloseFds, "close descriptors");
-    plan.push(Op::Umask(0o022), "umask");
-    plan.push(Op::FindExe, "find the hook");
-    plan.push(Op::Gate, "wait for start");
     let argv = if hook.args.is_empty() {
         vec![cstr(&hook.path)]
     } else {
@@ -94,6 +113,41 @@ pub fn prepare(hook: &Hook, state: &State<'_>, inside: Option<BorrowedFd<'_>>) -
         timeout,
         path: hook.path.clone(),
     })
+}
+
+/// Everything that confines init, down to the gate.
+fn confined(
+    id: &str,
+    pidfd: BorrowedFd<'_>,
+    cgroup: &Cgroup,
+    spec: &Spec,
+    plan: &mut Plan,
+) -> Result<()> {
+    let process = spec
+        .process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("spec has no process"))?;
+    let pid = corten_launch::pid_of(pidfd).map_err(|e| Error::system("find init", e))?;
+    plan.oom_score_adj = process.oom_score_adj;
+    cgroup.join_with(pid, plan)?;
+    // Never the engine's own keyring, whatever the container's is.
+    init::session(id, false, plan);
+    process::lsm(process, plan)?;
+    join(pidfd, plan)?;
+    if spec.linux.namespaces.iter().any(|n| n.kind == "user") {
+        plan.push(Op::SetGid(0), "become group 0 of the user namespace");
+        plan.push(Op::SetUid(0), "become user 0 of the user namespace");
+    }
+    let tail = Tail {
+        process,
+        linux: &spec.linux,
+        filter: init::filter(spec, None)?,
+        home: String::new(),
+        make_cwd: false,
+        exec: true,
+    };
+    // init's plan has warned of the same already.
+    process::plan(tail, plan, &mut Vec::new())
 }
 
 /// Joins every namespace of a process that is not this process's own. Its number comes from the pidfd:

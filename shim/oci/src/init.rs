@@ -269,7 +269,7 @@ fn refuse(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn filter(spec: &Spec, cache: Option<&Path>) -> Result<Option<process::Filter>> {
+pub(crate) fn filter(spec: &Spec, cache: Option<&Path>) -> Result<Option<process::Filter>> {
     spec.linux
         .seccomp
         .as_ref()
@@ -277,7 +277,7 @@ fn filter(spec: &Spec, cache: Option<&Path>) -> Result<Option<process::Filter>> 
         .transpose()
 }
 
-fn session(id: &str, no_new_keyring: bool, plan: &mut Plan) {
+pub(crate) fn session(id: &str, no_new_keyring: bool, plan: &mut Plan) {
     plan.push(Op::SetSid, "setsid");
     if !no_new_keyring {
         plan.push(

@@ -32,7 +32,7 @@ pub mod spec;
 pub use caps::NAMES as CAPABILITIES;
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind, Result};
-pub use hooks::{HookRun, State};
+pub use hooks::{HookRun, Place, State};
 pub use init::{ExecParams, HOOKS, InitParams, InitPlan, Stdio, plan_exec, plan_init};
 pub use mounts::known_options;
 pub use spec::{Process, Resources, Spec};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use corten_launch::Status;
-use corten_oci::{Cgroup, HOOKS, InitParams, Spec, cgroup, plan_init};
+use corten_oci::{Cgroup, HOOKS, InitParams, Place, Spec, cgroup, plan_init};
 use corten_protos::containerd::events::{TaskCreate, TaskDelete, TaskIo, TaskStart};
 use corten_protos::containerd::task::v3::CreateTaskRequest;
 use tokio::task::spawn_local;
@@ -122,8 +122,12 @@ pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<
         status: "created",
     };
     let before = &spec.hooks.start_container;
-    let inside = Some(child.pidfd.as_fd());
-    let begun = match hooks::run(&shim.reaper, subject, "startContainer", before, inside).await {
+    let place = Place::Container {
+        init: child.pidfd.as_fd(),
+        cgroup: &container.cgroup,
+        spec: &spec,
+    };
+    let begun = match hooks::run(&shim.reaper, subject, "startContainer", before, place).await {
         Ok(()) => child.go().await,
         Err(e) => Err(e),
     };
@@ -142,7 +146,7 @@ pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<
         after,
         "poststart",
         &spec.hooks.poststart,
-        None,
+        Place::Runtime,
     )
     .await
     {
@@ -382,16 +386,14 @@ async fn run_create_hooks(
         status: "creating",
     };
     let reaper = &shim.reaper;
-    let inside = Some(child.pidfd.as_fd());
-    hooks::run(reaper, subject, "prestart", &spec.hooks.prestart, None).await?;
-    hooks::run(
-        reaper,
-        subject,
-        "createRuntime",
-        &spec.hooks.create_runtime,
-        None,
-    )
-    .await?;
+    let outside = [
+        ("prestart", &spec.hooks.prestart),
+        ("createRuntime", &spec.hooks.create_runtime),
+    ];
+    for (name, list) in outside {
+        hooks::run(reaper, subject, name, list, Place::Runtime).await?;
+    }
     let last = &spec.hooks.create_container;
-    hooks::run(reaper, subject, "createContainer", last, inside).await
+    let place = Place::Namespaces(child.pidfd.as_fd());
+    hooks::run(reaper, subject, "createContainer", last, place).await
 }

@@ -2,8 +2,8 @@
 
 use corten_launch::{Failure, Parked, Status, spawn};
 use corten_oci::{
-    Cgroup, ExecParams, HOOKS, InitParams, InitPlan, Process, Spec, State, Stdio, hooks, plan_exec,
-    plan_init,
+    Cgroup, ExecParams, HOOKS, InitParams, InitPlan, Place, Process, Spec, State, Stdio, hooks,
+    plan_exec, plan_init,
 };
 use serde_json::{Value, json};
 use std::fs::File;
@@ -105,7 +105,7 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     pub(crate) id: String,
     pub(crate) spec: Spec,
-    bundle: tempfile::TempDir,
+    pub(crate) bundle: tempfile::TempDir,
     files: [File; 2],
     no_pivot: bool,
 }
@@ -213,7 +213,7 @@ impl Container {
 
     fn hooks(&self, p: &Parked) {
         let bundle = self.bundle.path().display().to_string();
-        let mut state = State {
+        let state = State {
             oci_version: "1.3.0",
             id: &self.id,
             status: "created",
@@ -226,14 +226,45 @@ impl Container {
             .prestart
             .iter()
             .chain(&h.create_runtime)
-            .map(|h| (h, None));
-        let inside = h.create_container.iter().map(|h| (h, Some(p.pidfd())));
-        for (hook, inside) in outside.chain(inside) {
-            if inside.is_some() {
-                // Its hooks are told the container's own number.
+            .map(|h| (h, Place::Runtime));
+        let inside = h
+            .create_container
+            .iter()
+            .map(|h| (h, Place::Namespaces(p.pidfd())));
+        self.run_hooks(state, outside.chain(inside));
+    }
+
+    /// What the shim does between Start and the gate.
+    pub(crate) fn start_hooks(&self, p: &Parked) {
+        let bundle = self.bundle.path().display().to_string();
+        let state = State {
+            oci_version: "1.3.0",
+            id: &self.id,
+            status: "created",
+            pid: p.pid(),
+            bundle: &bundle,
+            annotations: &self.spec.annotations,
+        };
+        let place = Place::Container {
+            init: p.pidfd(),
+            cgroup: &self.cgroup,
+            spec: &self.spec,
+        };
+        let list = self.spec.hooks.start_container.iter();
+        self.run_hooks(state, list.map(|h| (h, place)));
+    }
+
+    fn run_hooks<'h>(
+        &self,
+        mut state: State<'_>,
+        list: impl Iterator<Item = (&'h corten_oci::spec::Hook, Place<'h>)>,
+    ) {
+        for (hook, place) in list {
+            if !matches!(place, Place::Runtime) {
+                // These are told the container's own number.
                 state.pid = 1;
             }
-            let run = hooks::prepare(hook, &state, inside).expect("prepare");
+            let run = hooks::prepare(hook, &state, place).expect("prepare");
             let mut child = spawn(&run.plan).expect("spawn hook");
             drop(run.plan);
             assert_eq!(child.wait_status().expect("status"), Status::Ready);

@@ -33,6 +33,7 @@ const CASES: &[Case] = &[
     ("exec", process::exec),
     ("terminal", process::terminal),
     ("hooks", process::hooks),
+    ("start_hook_is_confined", process::start_hook),
     ("cgroup_limits", cgroups::cgroup_limits),
     ("foreign_cgroup", cgroups::foreign),
     ("freeze", cgroups::freeze),

@@ -260,6 +260,32 @@ pub(crate) fn hooks() {
     assert!(state["pid"].as_i64().is_some_and(|p| p > 1));
 }
 
+/// A startContainer hook is the image's program: it may no more than the container.
+pub(crate) fn start_hook() {
+    let mut s = spec("cat /tmp/hook");
+    s["process"]["noNewPrivileges"] = json!(true);
+    s["process"]["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9]});
+    let script = "{ id -u; id -G; grep -E '^(Cap(Eff|Bnd)|NoNewPrivs|Seccomp):' /proc/self/status; \
+        diff /proc/self/cgroup /proc/1/cgroup && echo same; } > /tmp/hook 2>&1";
+    s["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    s["hooks"] = json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+    let c = Container::prepared(s, |root| {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::create_dir_all(root.join("tmp")).expect("mkdir");
+        std::fs::set_permissions(root.join("tmp"), open).expect("chmod");
+    });
+    let Outcome::Ready(p, _) = c.start() else {
+        panic!("not ready")
+    };
+    c.start_hooks(&p);
+    p.kill().expect("kill");
+    let text = std::fs::read_to_string(c.bundle.path().join("rootfs/tmp/hook")).expect("hook ran");
+    let want = "7\n8 9\nCapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\nsame\n";
+    assert_eq!(text, want);
+    let mut p = p;
+    check::exit(&mut p);
+}
+
 pub(crate) fn killed_at_gate() {
     let c = Container::new(spec("echo never"));
     let Outcome::Ready(mut p, _) = c.start() else {

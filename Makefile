@@ -36,7 +36,7 @@ build:
 	$(CARGO) build --profile shim -p $(SHIM) --target $(TARGET)
 	@cp -f target/$(TARGET)/shim/$(SHIM) $(RELEASE)/.$(SHIM).new
 	@mv -f $(RELEASE)/.$(SHIM).new $(RELEASE)/$(SHIM)
-	@! ldd $(RELEASE)/$(SHIM) >/dev/null 2>&1 || { echo '$(SHIM) is not static'; exit 1; }
+	@! ldd $(RELEASE)/$(SHIM) 2>/dev/null | grep '=>' || { echo '$(SHIM) is not static'; exit 1; }
 
 demo: build
 	@integration/as-root.sh $(RELEASE)/cortend demo

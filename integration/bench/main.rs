@@ -3,7 +3,11 @@
 //! The two take turns, so that whatever else the machine does hits both alike; each figure is the
 //! median. It measures and never judges: a figure that could not be taken shows as `-`, and the
 //! exit code is 0.
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people to read")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program for people to read"
+)]
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,7 +61,10 @@ fn main() {
 fn side(kind: Kind) -> Side {
     let began = Instant::now();
     let daemon = Arc::new(Setup::new(kind).start());
-    println!("# {kind:?} boots in {:.0} ms", began.elapsed().as_secs_f64() * 1000.0);
+    println!(
+        "# {kind:?} boots in {:.0} ms",
+        began.elapsed().as_secs_f64() * 1000.0
+    );
     let case = Case::new(Arc::clone(&daemon), Client::New);
     case.has(&images::busybox());
     Side { case, daemon }
@@ -80,7 +87,8 @@ fn compare(
     }
     taken.map(|mut all| {
         all.sort_unstable();
-        all.get(all.len() / 2).map(|time| time.as_secs_f64() * 1000.0)
+        all.get(all.len() / 2)
+            .map(|time| time.as_secs_f64() * 1000.0)
     })
 }
 
@@ -95,10 +103,16 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
     let mut number = 0;
     let run = compare(sides, ROUNDS, |side| {
         number += 1;
-        let run = side.case.run_named(&name, "--rm", &format!("r{number}"), &["true"]);
+        let run = side
+            .case
+            .run_named(&name, "--rm", &format!("r{number}"), &["true"]);
         timed(|| drop(run.ok()))
     });
-    rows.push(Row { what: "ctr run --rm IMAGE true", values: run, unit: "ms" });
+    rows.push(Row {
+        what: "ctr run --rm IMAGE true",
+        values: run,
+        unit: "ms",
+    });
 
     for side in sides.iter().flatten() {
         let _ = catch_unwind(AssertUnwindSafe(|| side.case.sleeper("s")));
@@ -107,20 +121,30 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
         let exec = side.case.exec("", "s", &["true"]);
         timed(|| drop(exec.ok()))
     });
-    rows.push(Row { what: "ctr task exec true", values: exec, unit: "ms" });
+    rows.push(Row {
+        what: "ctr task exec true",
+        values: exec,
+        unit: "ms",
+    });
 
     let list = compare(sides, ROUNDS, |side| {
         let list = side.case.ctr("containers ls");
         timed(|| drop(list.ok()))
     });
-    rows.push(Row { what: "ctr containers ls", values: list, unit: "ms" });
+    rows.push(Row {
+        what: "ctr containers ls",
+        values: list,
+        unit: "ms",
+    });
 
     let ten = compare(sides, PULLS, |side| {
         number += 1;
         timed(|| {
             let runs: Vec<_> = (0..10)
                 .map(|n| {
-                    side.case.run_named(&name, "--rm", &format!("p{number}-{n}"), &["true"]).start()
+                    side.case
+                        .run_named(&name, "--rm", &format!("p{number}-{n}"), &["true"])
+                        .start()
                 })
                 .collect();
             for run in runs {
@@ -128,36 +152,61 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
             }
         })
     });
-    rows.push(Row { what: "ten of them at once", values: ten, unit: "ms" });
+    rows.push(Row {
+        what: "ten of them at once",
+        values: ten,
+        unit: "ms",
+    });
 }
 
 /// A field of /proc/<pid>/smaps_rollup, in KiB.
 fn rollup(pid: u32, field: &str) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 fn memory(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
     let both = |read: &dyn Fn(&Side) -> Option<f64>| {
-        [sides[0].as_ref().and_then(read), sides[1].as_ref().and_then(read)]
+        [
+            sides[0].as_ref().and_then(read),
+            sides[1].as_ref().and_then(read),
+        ]
     };
     let shim = |side: &Side, field: &str| {
         let shims = leaks::processes_naming(&side.case.namespace);
-        let found = shims.iter().find(|(_, line)| line.contains("containerd-shim"))?;
+        let found = shims
+            .iter()
+            .find(|(_, line)| line.contains("containerd-shim"))?;
         rollup(found.0, field)
     };
-    let daemon: [(&str, &str); 3] =
-        [("daemon RSS", "Rss"), ("daemon PSS", "Pss"), ("daemon private dirty", "Private_Dirty")];
+    let daemon: [(&str, &str); 3] = [
+        ("daemon RSS", "Rss"),
+        ("daemon PSS", "Pss"),
+        ("daemon private dirty", "Private_Dirty"),
+    ];
     for (what, field) in daemon {
         let values = both(&|side| rollup(side.daemon.pid(), field));
-        rows.push(Row { what, values, unit: "KiB" });
+        rows.push(Row {
+            what,
+            values,
+            unit: "KiB",
+        });
     }
-    let shims: [(&str, &str); 3] =
-        [("shim RSS", "Rss"), ("shim PSS", "Pss"), ("shim private dirty", "Private_Dirty")];
+    let shims: [(&str, &str); 3] = [
+        ("shim RSS", "Rss"),
+        ("shim PSS", "Pss"),
+        ("shim private dirty", "Private_Dirty"),
+    ];
     for (what, field) in shims {
         let values = both(&|side| shim(side, field));
-        rows.push(Row { what, values, unit: "KiB" });
+        rows.push(Row {
+            what,
+            values,
+            unit: "KiB",
+        });
     }
     for side in sides.iter().flatten() {
         let _ = catch_unwind(AssertUnwindSafe(|| side.case.remove("s")));
@@ -165,7 +214,9 @@ fn memory(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
 }
 
 fn pulls(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
-    let Some(first) = sides.iter().flatten().next() else { return };
+    let Some(first) = sides.iter().flatten().next() else {
+        return;
+    };
     let Ok(registry) = catch_unwind(AssertUnwindSafe(|| Registry::plain(&first.case.dir))) else {
         return;
     };
@@ -183,19 +234,29 @@ fn pulls(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
             side.case.ctr("images rm --sync").arg(&reference).ok();
             time
         });
-        rows.push(Row { what, values, unit: "ms" });
+        rows.push(Row {
+            what,
+            values,
+            unit: "ms",
+        });
     }
 }
 
 fn print(rows: &[Row]) {
     let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
-    println!("{:<30} {:>12} {:>12} {:>8}  unit", "", "Corten", "containerd", "ratio");
+    println!(
+        "{:<30} {:>12} {:>12} {:>8}  unit",
+        "", "Corten", "containerd", "ratio"
+    );
     for row in rows {
         let ratio = match row.values {
             [Some(ours), Some(theirs)] if theirs > 0.0 => format!("{:.2}", ours / theirs),
             _ => "-".to_owned(),
         };
         let [ours, theirs] = row.values.map(show);
-        println!("{:<30} {ours:>12} {theirs:>12} {ratio:>8}  {}", row.what, row.unit);
+        println!(
+            "{:<30} {ours:>12} {theirs:>12} {ratio:>8}  {}",
+            row.what, row.unit
+        );
     }
 }

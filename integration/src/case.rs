@@ -15,7 +15,7 @@ use crate::daemon::Daemon;
 use crate::images::{self, Image};
 use crate::leaks;
 use crate::peers::Kind;
-use crate::process::{Cmd, Running, eventually};
+use crate::process::{Cmd, Running, eventually, pause};
 
 /// Everything a test needs.
 #[derive(Debug)]
@@ -48,7 +48,13 @@ impl Case {
             fs::create_dir_all(dir.join(part)).unwrap();
         }
         let runtime = daemon.kind.default_runtime();
-        Self { daemon, namespace, client, runtime, dir }
+        Self {
+            daemon,
+            namespace,
+            client,
+            runtime,
+            dir,
+        }
     }
 
     #[must_use]
@@ -73,7 +79,11 @@ impl Case {
     #[must_use]
     pub fn ctr(&self, words: &str) -> Cmd {
         self.client
-            .command(&self.daemon.socket(), &self.namespace, &self.dir.join("tmp"))
+            .command(
+                &self.daemon.socket(),
+                &self.namespace,
+                &self.dir.join("tmp"),
+            )
             .words(words)
     }
 
@@ -81,7 +91,11 @@ impl Case {
     #[must_use]
     pub fn new_ctr(&self, words: &str) -> Cmd {
         Client::New
-            .command(&self.daemon.socket(), &self.namespace, &self.dir.join("tmp"))
+            .command(
+                &self.daemon.socket(),
+                &self.namespace,
+                &self.dir.join("tmp"),
+            )
             .words(words)
     }
 
@@ -114,7 +128,11 @@ impl Case {
         if !flags.contains("--runtime") {
             cmd = cmd.args(["--runtime", &self.runtime]);
         }
-        cmd.arg("--fifo-dir").arg(self.dir.join("fifo")).words(flags).args([name, id]).args(argv)
+        cmd.arg("--fifo-dir")
+            .arg(self.dir.join("fifo"))
+            .words(flags)
+            .args([name, id])
+            .args(argv)
     }
 
     /// Starts a container that sleeps until it is killed.
@@ -158,13 +176,18 @@ impl Case {
     /// The init pid of a task.
     #[must_use]
     pub fn pid(&self, id: &str) -> u32 {
-        let pid = self.task_column(id, 1).unwrap_or_else(|| panic!("no task {id}"));
+        let pid = self
+            .task_column(id, 1)
+            .unwrap_or_else(|| panic!("no task {id}"));
         pid.parse().expect("ctr prints a pid")
     }
 
     fn task_column(&self, id: &str, column: usize) -> Option<String> {
         let table = self.ctr("task ls").ok();
-        let row = table.lines().skip(1).find(|l| l.split_whitespace().next() == Some(id))?;
+        let row = table
+            .lines()
+            .skip(1)
+            .find(|l| l.split_whitespace().next() == Some(id))?;
         row.split_whitespace().nth(column).map(str::to_owned)
     }
 
@@ -172,7 +195,11 @@ impl Case {
         let stopped = eventually(Duration::from_secs(15), || {
             (self.status(id).as_deref() == Some("STOPPED")).then_some(())
         });
-        assert!(stopped.is_some(), "task {id} is {:?}, not STOPPED", self.status(id));
+        assert!(
+            stopped.is_some(),
+            "task {id} is {:?}, not STOPPED",
+            self.status(id)
+        );
     }
 
     /// `ctr events` in the background, ready when this returns.
@@ -183,12 +210,22 @@ impl Case {
         // nothing behind.
         let probe = format!("probe{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let seen = eventually(Duration::from_secs(20), || {
-            self.new_ctr("namespaces label").arg(&self.namespace).arg(format!("p={probe}")).ok();
-            std::thread::sleep(Duration::from_millis(20));
+            self.new_ctr("namespaces label")
+                .arg(&self.namespace)
+                .arg(format!("p={probe}"))
+                .ok();
+            pause(Duration::from_millis(20));
             events.output().contains(&probe).then_some(())
         });
-        assert!(seen.is_some(), "no event came: {:?}", events.wait_output_for(|_| true, "any"));
-        self.new_ctr("namespaces label").arg(&self.namespace).arg("p=").ok();
+        assert!(
+            seen.is_some(),
+            "no event came: {:?}",
+            events.wait_output_for(|_| true, "any")
+        );
+        self.new_ctr("namespaces label")
+            .arg(&self.namespace)
+            .arg("p=")
+            .ok();
         events
     }
 
@@ -199,14 +236,19 @@ impl Case {
     /// The lines of a ctr listing.
     #[must_use]
     pub fn list(&self, words: &str) -> Vec<String> {
-        self.new_ctr(words).ok().lines().map(|l| l.trim().to_owned()).collect()
+        self.new_ctr(words)
+            .ok()
+            .lines()
+            .map(|l| l.trim().to_owned())
+            .collect()
     }
 
     /// First column of a ctr table, without its heading.
     #[must_use]
     pub fn column(&self, words: &str) -> Vec<String> {
         let rows = self.list(words).into_iter().skip(1);
-        rows.filter_map(|l| l.split_whitespace().next().map(str::to_owned)).collect()
+        rows.filter_map(|l| l.split_whitespace().next().map(str::to_owned))
+            .collect()
     }
 
     fn left_in_namespace(&self) -> Vec<String> {
@@ -214,13 +256,19 @@ impl Case {
             ("task", self.list("task ls -q")),
             ("container", self.list("containers ls -q")),
             ("snapshot", self.column("snapshots ls")),
-            ("native snapshot", self.column("snapshots --snapshotter native ls")),
+            (
+                "native snapshot",
+                self.column("snapshots --snapshotter native ls"),
+            ),
             ("lease", self.list("leases ls -q")),
             ("content", self.list("content ls -q")),
             ("ingest", self.column("content active")),
         ];
         let name = |(what, names): (&str, Vec<String>)| {
-            names.into_iter().map(move |n| format!("{what} {n}")).collect::<Vec<_>>()
+            names
+                .into_iter()
+                .map(move |n| format!("{what} {n}"))
+                .collect::<Vec<_>>()
         };
         lists.into_iter().flat_map(name).collect()
     }
@@ -251,7 +299,10 @@ impl Case {
         leaks::clear_namespace(&self.namespace);
         let quiet = |words: &str| {
             let done = self.new_ctr(words).deadline(Duration::from_secs(10)).run();
-            done.out().lines().map(|l| l.trim().to_owned()).collect::<Vec<_>>()
+            done.out()
+                .lines()
+                .map(|l| l.trim().to_owned())
+                .collect::<Vec<_>>()
         };
         for id in quiet("task ls -q") {
             let _ = self.new_ctr("task rm -f").arg(id).run();

@@ -16,7 +16,10 @@ pub fn directory(pid: u32, controller: &str) -> (PathBuf, bool) {
             return (root.join(controller).join(path), false);
         }
     }
-    let unified = text.lines().find_map(|l| l.strip_prefix("0::/")).expect("a v2 hierarchy");
+    let unified = text
+        .lines()
+        .find_map(|l| l.strip_prefix("0::/"))
+        .expect("a v2 hierarchy");
     (root.join(unified), true)
 }
 
@@ -34,6 +37,10 @@ pub fn setting(pid: u32, v1: &str, v2: &str) -> String {
 #[must_use]
 pub fn status_of(pid: u32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
-    line.unwrap_or_else(|| panic!("no {key} in the status of {pid}")).trim().to_owned()
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {key} in the status of {pid}"))
+        .trim()
+        .to_owned()
 }

@@ -55,7 +55,11 @@ const BOOT: Duration = Duration::from_secs(20);
 impl Setup {
     #[must_use]
     pub fn new(kind: Kind) -> Self {
-        Self { kind, extra: String::new(), env: Vec::new() }
+        Self {
+            kind,
+            extra: String::new(),
+            env: Vec::new(),
+        }
     }
 
     #[must_use]
@@ -101,7 +105,12 @@ address = "{base}/c.sock"
             extra = self.extra
         );
         fs::write(base.join("c.toml"), config).unwrap();
-        Daemon { kind: self.kind, base, env: self.env, child: Mutex::new(None) }
+        Daemon {
+            kind: self.kind,
+            base,
+            env: self.env,
+            child: Mutex::new(None),
+        }
     }
 }
 
@@ -131,7 +140,12 @@ impl Daemon {
     /// The daemon's pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.lock().unwrap().as_ref().expect("the daemon runs").id()
+        self.child
+            .lock()
+            .unwrap()
+            .as_ref()
+            .expect("the daemon runs")
+            .id()
     }
 
     /// The daemon's command with its environment, ready for more arguments.
@@ -150,16 +164,27 @@ impl Daemon {
     pub fn start(&self) {
         self.spawn();
         let answers = eventually(BOOT, || {
-            assert!(!self.has_exited(), "the daemon ended at boot:\n{}", self.log_tail(40));
+            assert!(
+                !self.has_exited(),
+                "the daemon ended at boot:\n{}",
+                self.log_tail(40)
+            );
             UnixStream::connect(self.socket()).ok()
         });
-        assert!(answers.is_some(), "no answer within {BOOT:?}:\n{}", self.log_tail(40));
+        assert!(
+            answers.is_some(),
+            "no answer within {BOOT:?}:\n{}",
+            self.log_tail(40)
+        );
     }
 
     /// Starts the daemon without waiting.
     pub fn spawn(&self) {
-        let log =
-            File::options().create(true).append(true).open(self.base.join("log")).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.base.join("log"))
+            .unwrap();
         let child = self
             .command()
             .arg("-c")
@@ -174,7 +199,9 @@ impl Daemon {
 
     fn has_exited(&self) -> bool {
         let mut child = self.child.lock().unwrap();
-        child.as_mut().is_none_or(|c| c.try_wait().is_ok_and(|s| s.is_some()))
+        child
+            .as_mut()
+            .is_none_or(|c| c.try_wait().is_ok_and(|s| s.is_some()))
     }
 
     /// kill -9, then reaps it.
@@ -199,7 +226,10 @@ impl Daemon {
         if !exits_within(child.id(), Duration::from_secs(15)) {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the daemon ignored SIGTERM for 15 s:\n{}", self.log_tail(40));
+            panic!(
+                "the daemon ignored SIGTERM for 15 s:\n{}",
+                self.log_tail(40)
+            );
         }
         let status = child.wait().expect("the daemon is our child");
         status.code().unwrap_or(-1)
@@ -215,7 +245,7 @@ impl Daemon {
     /// The last lines of the log.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        tail(self.log().lines().collect(), lines)
+        tail(&self.log().lines().collect::<Vec<_>>(), lines)
     }
 
     /// The last lines of the log that speak of `namespace` or of trouble.
@@ -224,9 +254,11 @@ impl Daemon {
         let log = self.log();
         let about = |l: &&str| {
             l.contains(namespace)
-                || ["level=error", "level=fatal", "ERROR", "panic"].iter().any(|w| l.contains(w))
+                || ["level=error", "level=fatal", "ERROR", "panic"]
+                    .iter()
+                    .any(|w| l.contains(w))
         };
-        tail(log.lines().filter(about).collect(), lines)
+        tail(&log.lines().filter(about).collect::<Vec<_>>(), lines)
     }
 
     /// What is left once every test has cleaned up: temporary files, mounts, shims, sockets.
@@ -247,20 +279,27 @@ impl Drop for Daemon {
     }
 }
 
-fn tail(lines: Vec<&str>, count: usize) -> String {
+fn tail(lines: &[&str], count: usize) -> String {
     let start = lines.len().saturating_sub(count);
     lines[start..].join("\n")
 }
 
 /// Clears away what an earlier test run that was killed has left on this machine.
 pub fn sweep() {
-    let Ok(entries) = fs::read_dir("/tmp") else { return };
+    let Ok(entries) = fs::read_dir("/tmp") else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else { continue };
+        let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else {
+            continue;
+        };
         let owner = rest.split('-').next().unwrap_or_default();
         if owner.parse::<u32>().is_ok() && !Path::new("/proc").join(owner).exists() {
-            eprintln!("clearing away {} of a test run that was killed", entry.path().display());
+            eprintln!(
+                "clearing away {} of a test run that was killed",
+                entry.path().display()
+            );
             leaks::clear_away(&entry.path());
         }
     }

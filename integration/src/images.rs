@@ -71,10 +71,12 @@ pub struct Recipe {
 #[must_use]
 pub fn digest_of(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Sha256::digest(bytes)
+        .iter()
+        .fold("sha256:".to_owned(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 // === impl Layer ===
@@ -82,17 +84,26 @@ pub fn digest_of(bytes: &[u8]) -> String {
 impl Layer {
     #[must_use]
     pub fn gzip(tar: Tarball) -> Self {
-        Self { tar: tar.finish(), packing: Packing::Gzip }
+        Self {
+            tar: tar.finish(),
+            packing: Packing::Gzip,
+        }
     }
 
     #[must_use]
     pub fn zstd(tar: Tarball) -> Self {
-        Self { tar: tar.finish(), packing: Packing::Zstd }
+        Self {
+            tar: tar.finish(),
+            packing: Packing::Zstd,
+        }
     }
 
     #[must_use]
     pub fn plain(tar: Tarball) -> Self {
-        Self { tar: tar.finish(), packing: Packing::Plain }
+        Self {
+            tar: tar.finish(),
+            packing: Packing::Plain,
+        }
     }
 
     fn packed(&self) -> Vec<u8> {
@@ -166,15 +177,22 @@ impl Recipe {
         let mut diff_ids = Vec::new();
         for layer in &self.layers {
             diff_ids.push(digest_of(&layer.tar));
-            layers.push(add(&mut blobs, layer.media_type(self.docker), layer.packed()));
+            layers.push(add(
+                &mut blobs,
+                layer.media_type(self.docker),
+                layer.packed(),
+            ));
         }
         let history = vec![json!({"created_by": "corten-integration"}); layers.len()];
         let config = json!({
             "architecture": self.architecture, "os": "linux", "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history,
         });
-        let (manifest_type, config_type) =
-            if self.docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
+        let (manifest_type, config_type) = if self.docker {
+            (DOCKER_MANIFEST, DOCKER_CONFIG)
+        } else {
+            (OCI_MANIFEST, OCI_CONFIG)
+        };
         let config = add(&mut blobs, config_type, config.to_string().into_bytes());
         let manifest = json!({
             "schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": layers,
@@ -193,7 +211,13 @@ impl Recipe {
 fn add(blobs: &mut BTreeMap<String, Blob>, media_type: &str, bytes: Vec<u8>) -> Value {
     let digest = digest_of(&bytes);
     let descriptor = json!({"mediaType": media_type, "digest": digest, "size": bytes.len()});
-    blobs.insert(digest, Blob { media_type: media_type.to_owned(), bytes });
+    blobs.insert(
+        digest,
+        Blob {
+            media_type: media_type.to_owned(),
+            bytes,
+        },
+    );
     descriptor
 }
 
@@ -248,7 +272,9 @@ impl Image {
     #[must_use]
     pub fn layers(&self) -> Vec<String> {
         let manifest = self.manifest();
-        let layers = manifest["layers"].as_array().expect("a manifest has layers");
+        let layers = manifest["layers"]
+            .as_array()
+            .expect("a manifest has layers");
         layers.iter().map(|l| text(&l["digest"])).collect()
     }
 
@@ -298,8 +324,7 @@ impl Image {
             tar = tar.file(&path, 0o644, &self.blobs[&digest].bytes);
             layers.push(path);
         }
-        let manifest =
-            json!([{"Config": config_name, "RepoTags": [self.name], "Layers": layers}]);
+        let manifest = json!([{"Config": config_name, "RepoTags": [self.name], "Layers": layers}]);
         tar.file(&config_name, 0o644, &self.blobs[&config].bytes)
             .file("manifest.json", 0o644, manifest.to_string())
             .finish()

@@ -55,15 +55,39 @@ pub fn of_daemon(daemon: &Daemon) -> Vec<String> {
             found.push(format!("process {pid}: {line}"));
         }
     }
-    found.extend(mounts_containing(base).into_iter().map(|m| format!("mount {m}")));
+    found.extend(
+        mounts_containing(base)
+            .into_iter()
+            .map(|m| format!("mount {m}")),
+    );
     let places = [
         ("temporary file", daemon.base.join("t")),
         ("temporary mount", daemon.root().join("tmpmounts")),
         ("shim socket", daemon.state().join("s")),
-        ("ingest", daemon.root().join("io.containerd.content.v1.content/ingest")),
-        ("blob", daemon.root().join("io.containerd.content.v1.content/blobs/sha256")),
-        ("snapshot", daemon.root().join("io.containerd.snapshotter.v1.overlayfs/snapshots")),
-        ("snapshot", daemon.root().join("io.containerd.snapshotter.v1.native/snapshots")),
+        (
+            "ingest",
+            daemon
+                .root()
+                .join("io.containerd.content.v1.content/ingest"),
+        ),
+        (
+            "blob",
+            daemon
+                .root()
+                .join("io.containerd.content.v1.content/blobs/sha256"),
+        ),
+        (
+            "snapshot",
+            daemon
+                .root()
+                .join("io.containerd.snapshotter.v1.overlayfs/snapshots"),
+        ),
+        (
+            "snapshot",
+            daemon
+                .root()
+                .join("io.containerd.snapshotter.v1.native/snapshots"),
+        ),
     ];
     for (what, place) in places {
         found.extend(children(&place, false).map(|p| format!("{what} {}", p.display())));
@@ -74,10 +98,15 @@ pub fn of_daemon(daemon: &Daemon) -> Vec<String> {
 /// What all daemons share and none may add to.
 #[must_use]
 pub fn shared_places() -> BTreeSet<PathBuf> {
-    ["/run/containerd/fifo", "/run/containerd/s", "/run/netns", "/run/docker/netns"]
-        .iter()
-        .flat_map(|place| children(Path::new(place), false).collect::<Vec<_>>())
-        .collect()
+    [
+        "/run/containerd/fifo",
+        "/run/containerd/s",
+        "/run/netns",
+        "/run/docker/netns",
+    ]
+    .iter()
+    .flat_map(|place| children(Path::new(place), false).collect::<Vec<_>>())
+    .collect()
 }
 
 /// Waits for `look` to find nothing; gives what it still finds when time is up.
@@ -125,10 +154,15 @@ pub fn clear_away(base: &Path) {
 pub fn processes_naming(word: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     for entry in children(Path::new("/proc"), true) {
-        let Some(pid) = entry.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .and_then(|n| n.to_str()?.parse::<u32>().ok())
+        else {
             continue;
         };
-        let Ok(bytes) = fs::read(entry.join("cmdline")) else { continue };
+        let Ok(bytes) = fs::read(entry.join("cmdline")) else {
+            continue;
+        };
         let line = String::from_utf8_lossy(&bytes).replace('\0', " ");
         if line.contains(word) && pid != std::process::id() {
             found.push((pid, line));
@@ -184,7 +218,10 @@ fn kill_members(cgroup: &Path) {
     // A frozen or paused process does not die before it is thawed.
     let _ = fs::write(cgroup.join("freezer.state"), "THAWED");
     let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
-    for pid in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines() {
+    for pid in fs::read_to_string(cgroup.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+    {
         if let Ok(pid) = pid.parse() {
             kill_and_wait(pid);
         }

@@ -53,7 +53,10 @@ impl Kind {
 }
 
 fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("integration is a folder").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("integration is a folder")
+        .to_owned()
 }
 
 /// The directory with the reference programs.
@@ -76,7 +79,10 @@ pub fn reference(name: &str) -> PathBuf {
 /// A program of an unpacked Debian package.
 #[must_use]
 pub fn debian(name: &str) -> PathBuf {
-    existing(dir().join("debian/usr/bin").join(name), "integration/setup.sh")
+    existing(
+        dir().join("debian/usr/bin").join(name),
+        "integration/setup.sh",
+    )
 }
 
 /// The directory with cortend and the shim: `CORTEN_BIN_DIR`, else the release build.
@@ -101,5 +107,9 @@ pub fn have_our_shim() -> bool {
 #[must_use]
 pub fn search_path() -> String {
     let rest = env::var("PATH").unwrap_or_default();
-    format!("{}:{}:{rest}", our_dir().display(), dir().join("bin").display())
+    format!(
+        "{}:{}:{rest}",
+        our_dir().display(),
+        dir().join("bin").display()
+    )
 }

@@ -68,8 +68,16 @@ struct State {
 impl Cmd {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { command, stdin: None, from_file: false, deadline: DEADLINE }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self {
+            command,
+            stdin: None,
+            from_file: false,
+            deadline: DEADLINE,
+        }
     }
 
     #[must_use]
@@ -165,15 +173,27 @@ impl Cmd {
     pub fn prints(self, expected: &str) {
         let done = self.run();
         done.expect_code(0);
-        assert!(done.out() == expected, "should have printed {expected:?}:\n{}", done.report());
+        assert!(
+            done.out() == expected,
+            "should have printed {expected:?}:\n{}",
+            done.report()
+        );
     }
 
     /// Runs to the end, which must be a failure whose text contains `text`.
     #[track_caller]
     pub fn fails(self, text: &str) -> Done {
         let done = self.run();
-        assert!(done.code() != 0, "should have failed with {text:?}:\n{}", done.report());
-        assert!(done.err().contains(text), "should have said {text:?}:\n{}", done.report());
+        assert!(
+            done.code() != 0,
+            "should have failed with {text:?}:\n{}",
+            done.report()
+        );
+        assert!(
+            done.err().contains(text),
+            "should have said {text:?}:\n{}",
+            done.report()
+        );
         done
     }
 
@@ -184,12 +204,22 @@ impl Cmd {
         if self.stdin.is_some() && !self.from_file {
             self.command.stdin(Stdio::piped());
         }
-        let mut child =
-            self.command.spawn().unwrap_or_else(|e| panic!("start {shown}: {e}"));
+        let mut child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {shown}: {e}"));
         let out = Collected::from(child.stdout.take().expect("stdout is piped"));
         let err = Collected::from(child.stderr.take().expect("stderr is piped"));
         let stdin = child.stdin.take();
-        Running { shown, child, stdin, out, err, deadline: self.deadline, reaped: false }
+        Running {
+            shown,
+            child,
+            stdin,
+            out,
+            err,
+            deadline: self.deadline,
+            reaped: false,
+        }
     }
 }
 
@@ -219,17 +249,23 @@ impl Done {
     #[must_use]
     pub fn err(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);
-        text.lines().filter(|l| !l.contains("DEPRECATION:")).fold(String::new(), |mut all, l| {
-            all.push_str(l);
-            all.push('\n');
-            all
-        })
+        text.lines()
+            .filter(|l| !l.contains("DEPRECATION:"))
+            .fold(String::new(), |mut all, l| {
+                all.push_str(l);
+                all.push('\n');
+                all
+            })
     }
 
     /// Fails the test unless the exit code is `code`.
     #[track_caller]
     pub fn expect_code(&self, code: i32) -> &Self {
-        assert!(self.code() == code, "should have exited with {code}:\n{}", self.report());
+        assert!(
+            self.code() == code,
+            "should have exited with {code}:\n{}",
+            self.report()
+        );
         self
     }
 
@@ -248,11 +284,15 @@ impl Done {
 /// The end of a long text.
 fn last_part(text: &str) -> &str {
     let start = text.len().saturating_sub(1500);
-    (start..=text.len()).find_map(|at| text.get(at..)).unwrap_or_default()
+    (start..=text.len())
+        .find_map(|at| text.get(at..))
+        .unwrap_or_default()
 }
 
 fn code_of(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 // === impl Running ===
@@ -365,8 +405,12 @@ impl Drop for Running {
 /// Waits for a process to end; false if it still runs at the deadline.
 #[must_use]
 pub fn exits_within(pid: u32, deadline: Duration) -> bool {
-    let Some(pid) = Pid::from_raw(pid.cast_signed()) else { return true };
-    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    let Some(pid) = Pid::from_raw(pid.cast_signed()) else {
+        return true;
+    };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return true;
+    };
     let end = Instant::now() + deadline;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -393,13 +437,21 @@ impl Collected {
             while let Ok(n) = source.read(&mut chunk)
                 && n > 0
             {
-                shared.0.lock().unwrap().bytes.extend_from_slice(&chunk[..n]);
+                shared
+                    .0
+                    .lock()
+                    .unwrap()
+                    .bytes
+                    .extend_from_slice(&chunk[..n]);
                 shared.1.notify_all();
             }
             shared.0.lock().unwrap().ended = true;
             shared.1.notify_all();
         });
-        Self { state, reader: Some(reader) }
+        Self {
+            state,
+            reader: Some(reader),
+        }
     }
 
     /// Everything so far.
@@ -464,6 +516,15 @@ impl Collected {
     }
 }
 
+/// A short pause between two looks at something that has no event to wait for.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "no executor runs on the test's threads"
+)]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Asks `probe` again and again, with short pauses, until it gives something or time is up. For
 /// what has no event to wait for: files under /proc and /sys, a socket that begins to answer.
 pub fn eventually<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
@@ -475,6 +536,6 @@ pub fn eventually<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> 
         if Instant::now() >= end {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        pause(Duration::from_millis(10));
     }
 }

@@ -45,7 +45,11 @@ impl Registry {
         let dir = dir.join("registry");
         fs::create_dir_all(&dir).unwrap();
         let encryption = tls.as_ref().map_or_else(String::new, |(_, cert, key)| {
-            format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display())
+            format!(
+                "  tls:\n    certificate: {}\n    key: {}\n",
+                cert.display(),
+                key.display()
+            )
         });
         let ca = tls.map(|(ca, ..)| ca);
         // Another process may take the port between our look and the registry's start.
@@ -67,7 +71,12 @@ impl Registry {
                 TcpStream::connect(("127.0.0.1", port)).ok().map(|_| true)
             });
             if up == Some(true) && child.try_wait().is_ok_and(|ended| ended.is_none()) {
-                return Self { child, dir, port, ca };
+                return Self {
+                    child,
+                    dir,
+                    port,
+                    ca,
+                };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -99,9 +108,17 @@ impl Registry {
                 manifests.push((digest, blob));
                 continue;
             }
-            let begun = http::request(&host, "POST", &format!("/v2/{path}/blobs/uploads/"), &[], b"");
+            let begun = http::request(
+                &host,
+                "POST",
+                &format!("/v2/{path}/blobs/uploads/"),
+                &[],
+                b"",
+            );
             let location = begun.header("location").expect("an upload has a place");
-            let place = location.split_once(&host).map_or(location, |(_, rest)| rest);
+            let place = location
+                .split_once(&host)
+                .map_or(location, |(_, rest)| rest);
             let sign = if place.contains('?') { '&' } else { '?' };
             let target = format!("{place}{sign}digest={digest}");
             let kind = ("Content-Type", "application/octet-stream");
@@ -169,7 +186,11 @@ impl Drop for Registry {
 }
 
 fn spawn(config: &Path, log: &Path) -> Child {
-    let log = fs::File::options().create(true).append(true).open(log).unwrap();
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .unwrap();
     Command::new(peers::debian("docker-registry"))
         .arg("serve")
         .arg(config)
@@ -202,11 +223,19 @@ fn certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
                       extendedKeyUsage=serverAuth\n";
     fs::write(dir.join("san.ext"), extensions).unwrap();
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.crt -days 30 -subj /CN=test-ca"));
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=test-registry"));
+    openssl(&format!(
+        "req -x509 {key} -keyout ca.key -out ca.crt -days 30 -subj /CN=test-ca"
+    ));
+    openssl(&format!(
+        "req {key} -keyout server.key -out server.csr -subj /CN=test-registry"
+    ));
     openssl(
         "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \
          -extfile san.ext -out server.crt",
     );
-    (dir.join("ca.crt"), dir.join("server.crt"), dir.join("server.key"))
+    (
+        dir.join("ca.crt"),
+        dir.join("server.crt"),
+        dir.join("server.key"),
+    )
 }

@@ -40,7 +40,11 @@ macro_rules! tests {
 /// Each of the tests twice: with ctr 2.4 and with ctr 1.6.
 #[must_use]
 pub fn with_both_clients(tests: Vec<Test>) -> Vec<Test> {
-    let old: Vec<_> = tests.iter().cloned().map(|t| t.client(Client::Old)).collect();
+    let old: Vec<_> = tests
+        .iter()
+        .cloned()
+        .map(|t| t.client(Client::Old))
+        .collect();
     tests.into_iter().chain(old).collect()
 }
 
@@ -150,8 +154,14 @@ fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
         Kind::Corten => "corten",
         Kind::Reference => "reference",
     };
-    let mut daemons = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Arc::clone(daemons.entry(key).or_insert_with(|| Arc::new(Setup::new(kind).start())))
+    let mut daemons = shared
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    Arc::clone(
+        daemons
+            .entry(key)
+            .or_insert_with(|| Arc::new(Setup::new(kind).start())),
+    )
 }
 
 /// Runs the modules' tests; gives the exit code of the program.
@@ -165,17 +175,24 @@ pub fn run(modules: Vec<(&str, Vec<Test>)>) -> std::process::ExitCode {
     daemon::sweep();
     // Containers wait more than they compute: twice the processors, but no more than eight.
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    arguments.test_threads.get_or_insert((processors * 2).min(8));
+    let threads = (processors * 2).min(8);
+    arguments.test_threads.get_or_insert(threads);
     // Panics are reported with the test they belong to.
     std::panic::set_hook(Box::new(|info| {
-        let place = info.location().map_or_else(String::new, ToString::to_string);
+        let place = info
+            .location()
+            .map_or_else(String::new, ToString::to_string);
         PLACE.with(|last| *last.borrow_mut() = place);
     }));
 
     let kind = Kind::under_test();
     if !arguments.list {
         let program = kind.program();
-        println!("daemon under test: {} ({})", program.display(), kind.default_runtime());
+        println!(
+            "daemon under test: {} ({})",
+            program.display(),
+            kind.default_runtime()
+        );
         println!("reference programs: {}", peers::dir().display());
     }
     let before = leaks::shared_places();
@@ -183,28 +200,42 @@ pub fn run(modules: Vec<(&str, Vec<Test>)>) -> std::process::ExitCode {
     let trials = modules
         .into_iter()
         .flat_map(|(module, tests)| {
-            tests.into_iter().map(|t| t.trial(module, &shared)).collect::<Vec<_>>()
+            tests
+                .into_iter()
+                .map(|t| t.trial(module, &shared))
+                .collect::<Vec<_>>()
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
 
     let mut left = Vec::new();
-    for (name, daemon) in shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).drain() {
+    for (name, daemon) in shared
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .drain()
+    {
         if !conclusion.has_failed() {
             left.extend(leaks::settle(Duration::from_secs(15), || daemon.leaks()));
         }
         let code = daemon.stop();
         if code != 0 {
-            left.push(format!("the {name} daemon ended with code {code} on SIGTERM"));
+            left.push(format!(
+                "the {name} daemon ended with code {code} on SIGTERM"
+            ));
         }
     }
     left.extend(
-        leaks::shared_places().difference(&before).map(|p| format!("file {}", p.display())),
+        leaks::shared_places()
+            .difference(&before)
+            .map(|p| format!("file {}", p.display())),
     );
     if left.is_empty() || conclusion.has_failed() {
         return conclusion.exit_code();
     }
-    println!("left behind when all tests were over:\n  {}", left.join("\n  "));
+    println!(
+        "left behind when all tests were over:\n  {}",
+        left.join("\n  ")
+    );
     println!("test result: FAILED. 0 passed; 1 failed (leaks at the end)");
     std::process::ExitCode::FAILURE
 }

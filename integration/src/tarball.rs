@@ -14,7 +14,10 @@ pub struct Tarball {
 
 impl std::fmt::Debug for Tarball {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tarball").field("uid", &self.uid).field("gid", &self.gid).finish()
+        f.debug_struct("Tarball")
+            .field("uid", &self.uid)
+            .field("gid", &self.gid)
+            .finish()
     }
 }
 
@@ -29,7 +32,11 @@ impl Default for Tarball {
 impl Tarball {
     #[must_use]
     pub fn new() -> Self {
-        Self { builder: Builder::new(Vec::new()), uid: 0, gid: 0 }
+        Self {
+            builder: Builder::new(Vec::new()),
+            uid: 0,
+            gid: 0,
+        }
     }
 
     fn header(&self, kind: EntryType, mode: u32, size: usize) -> Header {
@@ -53,7 +60,9 @@ impl Tarball {
     #[must_use]
     pub fn dir(mut self, path: &str, mode: u32) -> Self {
         let mut header = self.header(EntryType::Directory, mode, 0);
-        self.builder.append_data(&mut header, path, std::io::empty()).unwrap();
+        self.builder
+            .append_data(&mut header, path, std::io::empty())
+            .unwrap();
         self
     }
 
@@ -74,7 +83,9 @@ impl Tarball {
     #[must_use]
     pub fn file_with_xattr(mut self, path: &str, bytes: &[u8], key: &str, value: &[u8]) -> Self {
         let record = format!("SCHILY.xattr.{key}");
-        self.builder.append_pax_extensions([(record.as_str(), value)]).unwrap();
+        self.builder
+            .append_pax_extensions([(record.as_str(), value)])
+            .unwrap();
         self.file(path, 0o644, bytes)
     }
 
@@ -95,7 +106,9 @@ impl Tarball {
     #[must_use]
     pub fn fifo(mut self, path: &str) -> Self {
         let mut header = self.header(EntryType::Fifo, 0o644, 0);
-        self.builder.append_data(&mut header, path, std::io::empty()).unwrap();
+        self.builder
+            .append_data(&mut header, path, std::io::empty())
+            .unwrap();
         self
     }
 
@@ -104,7 +117,9 @@ impl Tarball {
         let mut header = self.header(EntryType::Char, 0o666, 0);
         header.set_device_major(major).unwrap();
         header.set_device_minor(minor).unwrap();
-        self.builder.append_data(&mut header, path, std::io::empty()).unwrap();
+        self.builder
+            .append_data(&mut header, path, std::io::empty())
+            .unwrap();
         self
     }
 

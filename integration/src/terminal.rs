@@ -29,32 +29,49 @@ impl Terminal {
     /// Starts `cmd` on a new terminal of `rows` by `columns`.
     #[must_use]
     pub fn start(cmd: &Cmd, rows: u16, columns: u16) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
         let name = name.to_str().expect("pts names are ASCII").to_owned();
         // O_NOCTTY: the terminal is to become the child's, not ours.
         let noctty = rustix::fs::OFlags::NOCTTY.bits().cast_signed();
-        let slave =
-            OpenOptions::new().read(true).write(true).custom_flags(noctty).open(name).unwrap();
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(noctty)
+            .open(name)
+            .unwrap();
         let master = File::from(master);
         set_size(&master, rows, columns);
 
         let mut command = Command::new("setsid");
-        command.arg("--ctty").args(cmd.argv()).envs(cmd.environment());
+        command
+            .arg("--ctty")
+            .args(cmd.argv())
+            .envs(cmd.environment());
         command.stdin(slave.try_clone().unwrap());
         command.stdout(slave.try_clone().unwrap());
         command.stderr(slave);
-        let child = command.spawn().unwrap_or_else(|e| panic!("start setsid: {e}"));
+        let child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("start setsid: {e}"));
         drop(command);
         let screen = Collected::from(master.try_clone().unwrap());
-        Self { master, child, screen, reaped: false }
+        Self {
+            master,
+            child,
+            screen,
+            reaped: false,
+        }
     }
 
     /// Types `text`.
     pub fn type_in(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).expect("the terminal takes input");
+        self.master
+            .write_all(text.as_bytes())
+            .expect("the terminal takes input");
     }
 
     pub fn resize(&self, rows: u16, columns: u16) {
@@ -64,7 +81,10 @@ impl Terminal {
     /// Waits until the screen has shown `text` and gives all of it so far.
     pub fn wait_for(&mut self, text: &str) -> String {
         // Line ends are up to two terminals and a client between them: they are not compared.
-        match self.screen.wait_for(&|seen| plain(seen).contains(text), DEADLINE) {
+        match self
+            .screen
+            .wait_for(&|seen| plain(seen).contains(text), DEADLINE)
+        {
             Ok(seen) => plain(&seen),
             Err(seen) => panic!("the terminal never showed {text:?}, but {seen:?}"),
         }
@@ -73,7 +93,9 @@ impl Terminal {
     /// True if the screen has shown `text` by then.
     #[must_use]
     pub fn shows_within(&self, text: &str, within: Duration) -> bool {
-        self.screen.wait_for(&|seen| plain(seen).contains(text), within).is_ok()
+        self.screen
+            .wait_for(&|seen| plain(seen).contains(text), within)
+            .is_ok()
     }
 
     /// Waits for the end and gives the exit code and everything shown.
@@ -105,6 +127,11 @@ fn plain(screen: &str) -> String {
 }
 
 fn set_size(master: &File, rows: u16, columns: u16) {
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(master, size).expect("a terminal has a size");
 }

@@ -25,12 +25,23 @@ fn base() -> Tarball {
         .iter()
         .find_map(|p| fs::read(p).ok())
         .expect("busybox-static is installed by integration/setup.sh");
-    let list = Command::new("busybox").arg("--list").output().expect("busybox runs");
+    let list = Command::new("busybox")
+        .arg("--list")
+        .output()
+        .expect("busybox runs");
     let mut tar = Tarball::new()
-        .dirs(0o755, &["bin", "dev", "etc", "home", "proc", "root", "sys", "usr", "usr/bin", "var"])
+        .dirs(
+            0o755,
+            &[
+                "bin", "dev", "etc", "home", "proc", "root", "sys", "usr", "usr/bin", "var",
+            ],
+        )
         .dir("tmp", 0o1777)
         .file("bin/busybox", 0o755, busybox);
-    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|a| *a != "busybox") {
+    for applet in String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .filter(|a| *a != "busybox")
+    {
         tar = tar.symlink(&format!("bin/{applet}"), "busybox");
     }
     tar.file("etc/passwd", 0o644, PASSWD)
@@ -55,13 +66,22 @@ pub fn configured() -> Image {
         "User": "alice", "WorkingDir": "/home/alice",
         "Labels": {"org.example.kind": "configured"}, "StopSignal": "SIGUSR1",
     });
-    Recipe::new("configured").layer(Layer::gzip(base())).config(config).build()
+    Recipe::new("configured")
+        .layer(Layer::gzip(base()))
+        .config(config)
+        .build()
 }
 
 /// Dynamically linked programs of this machine with their libraries.
 #[must_use]
 pub fn glibc() -> Image {
-    Recipe::new("glibc").layer(Layer::gzip(dynamic(Tarball::new(), &["env", "ls", "id"], 0o755))).build()
+    Recipe::new("glibc")
+        .layer(Layer::gzip(dynamic(
+            Tarball::new(),
+            &["env", "ls", "id"],
+            0o755,
+        )))
+        .build()
 }
 
 /// Busybox and a dynamically linked `id` that is set-uid root: it shows the effective user.
@@ -84,7 +104,11 @@ fn dynamic(mut tar: Tarball, programs: &[&str], mode: u32) -> Tarball {
                 libraries.insert(word.to_owned());
             }
         }
-        tar = tar.file(&path[1..], mode, fs::read(&path).expect("coreutils are installed"));
+        tar = tar.file(
+            &path[1..],
+            mode,
+            fs::read(&path).expect("coreutils are installed"),
+        );
     }
     for library in libraries {
         let bytes = fs::read(Path::new(&library)).expect("ldd named it");
@@ -97,26 +121,38 @@ fn dynamic(mut tar: Tarball, programs: &[&str], mode: u32) -> Tarball {
 #[must_use]
 pub fn layered() -> Image {
     let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
-    let mut recipe = Recipe::new("layered").layer(Layer::gzip(base())).layer(Layer::gzip(
-        Tarball::new()
-            .dirs(0o755, &["t", "t/gone-dir", "t/opaque", "t/becomes-file", "t/kept", "long"])
-            .dir(&format!("long/{}", "d".repeat(120)), 0o755)
-            .file("t/gone", 0o644, "gone")
-            .file("t/gone-dir/inside", 0o644, "gone")
-            .file("t/opaque/lower", 0o644, "lower")
-            .file("t/becomes-file/inside", 0o644, "x")
-            .file("t/becomes-dir", 0o644, "x")
-            .file("t/replaced", 0o600, "first")
-            .file("t/kept/a", 0o640, "kept")
-            .hardlink("t/kept/b", "t/kept/a")
-            .symlink("t/kept/link", "a")
-            .symlink("t/kept/dangling", "/no/such/file")
-            .fifo("t/fifo")
-            .file(&long, 0o644, "long")
-            .file_with_xattr("t/xattr", b"x", "user.corten", b"value")
-            .owner(1000, 50)
-            .file("t/owned", 0o4755, "owned"),
-    ));
+    let mut recipe = Recipe::new("layered")
+        .layer(Layer::gzip(base()))
+        .layer(Layer::gzip(
+            Tarball::new()
+                .dirs(
+                    0o755,
+                    &[
+                        "t",
+                        "t/gone-dir",
+                        "t/opaque",
+                        "t/becomes-file",
+                        "t/kept",
+                        "long",
+                    ],
+                )
+                .dir(&format!("long/{}", "d".repeat(120)), 0o755)
+                .file("t/gone", 0o644, "gone")
+                .file("t/gone-dir/inside", 0o644, "gone")
+                .file("t/opaque/lower", 0o644, "lower")
+                .file("t/becomes-file/inside", 0o644, "x")
+                .file("t/becomes-dir", 0o644, "x")
+                .file("t/replaced", 0o600, "first")
+                .file("t/kept/a", 0o640, "kept")
+                .hardlink("t/kept/b", "t/kept/a")
+                .symlink("t/kept/link", "a")
+                .symlink("t/kept/dangling", "/no/such/file")
+                .fifo("t/fifo")
+                .file(&long, 0o644, "long")
+                .file_with_xattr("t/xattr", b"x", "user.corten", b"value")
+                .owner(1000, 50)
+                .file("t/owned", 0o4755, "owned"),
+        ));
     recipe = recipe.layer(Layer::gzip(
         Tarball::new()
             .whiteout("t", "gone")
@@ -144,16 +180,26 @@ pub fn many_files() -> Image {
     for dir in 0..100 {
         tar = tar.dir(&format!("many/{dir}"), 0o755);
         for file in 0..100 {
-            tar = tar.file(&format!("many/{dir}/{file}"), 0o644, format!("{dir} {file}\n"));
+            tar = tar.file(
+                &format!("many/{dir}/{file}"),
+                0o644,
+                format!("{dir} {file}\n"),
+            );
         }
     }
-    Recipe::new("many-files").layer(Layer::gzip(base())).layer(Layer::gzip(tar)).build()
+    Recipe::new("many-files")
+        .layer(Layer::gzip(base()))
+        .layer(Layer::gzip(tar))
+        .build()
 }
 
 /// Busybox with Docker's media types.
 #[must_use]
 pub fn docker() -> Image {
-    Recipe::new("docker").docker().layer(Layer::gzip(base())).build()
+    Recipe::new("docker")
+        .docker()
+        .layer(Layer::gzip(base()))
+        .build()
 }
 
 /// Busybox as a zstd layer, and a plain tar layer on it.
@@ -171,17 +217,26 @@ pub fn multi() -> Image {
     let member = |architecture: &str| {
         Recipe::new("multi")
             .architecture(architecture)
-            .layer(Layer::gzip(base().owner(0, 0).file("arch", 0o644, architecture)))
+            .layer(Layer::gzip(base().owner(0, 0).file(
+                "arch",
+                0o644,
+                architecture,
+            )))
             .build()
     };
-    Image::index("multi", &[("amd64", member("amd64")), ("arm64", member("arm64"))])
+    Image::index(
+        "multi",
+        &[("amd64", member("amd64")), ("arm64", member("arm64"))],
+    )
 }
 
 /// Busybox in a layer that no other image shares: `word` is in it. A daemon that has a blob in one
 /// namespace need not fetch it for another.
 #[must_use]
 pub fn unique(word: &str) -> Image {
-    Recipe::new("unique").layer(Layer::gzip(base().file("word", 0o644, word))).build()
+    Recipe::new("unique")
+        .layer(Layer::gzip(base().file("word", 0o644, word)))
+        .build()
 }
 
 /// An image for another machine only.
@@ -206,9 +261,11 @@ pub fn hostile(outside: &Path) -> Image {
                 .raw_name("../../dotdot", b"dotdot"),
         ))
         .layer(Layer::gzip(
-            Tarball::new()
-                .file("escape/owned", 0o644, "owned")
-                .file(&format!("up{outside}/owned-too"), 0o644, "owned"),
+            Tarball::new().file("escape/owned", 0o644, "owned").file(
+                &format!("up{outside}/owned-too"),
+                0o644,
+                "owned",
+            ),
         ))
         .build()
 }

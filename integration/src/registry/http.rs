@@ -14,7 +14,10 @@ pub(crate) struct Response {
 
 impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 }
@@ -36,7 +39,10 @@ pub(crate) fn request(
     }
     head.push_str("\r\n");
     let mut stream = TcpStream::connect(host).expect("the registry listens");
-    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).unwrap();
+    stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(body))
+        .unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     parse(&String::from_utf8_lossy(&answer))
@@ -44,7 +50,10 @@ pub(crate) fn request(
 
 fn parse(answer: &str) -> Response {
     let mut lines = answer.split("\r\n");
-    let status = lines.next().and_then(|l| l.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
+    let status = lines
+        .next()
+        .and_then(|l| l.split(' ').nth(1)?.parse().ok())
+        .unwrap_or(0);
     let headers = lines
         .take_while(|l| !l.is_empty())
         .filter_map(|l| l.split_once(':'))

@@ -93,7 +93,11 @@ impl Tiny {
                 thread::spawn(move || drop(server.talk(&stream, address)));
             }
         });
-        Self { address, image, shared }
+        Self {
+            address,
+            image,
+            shared,
+        }
     }
 
     /// The image's reference here.
@@ -122,9 +126,19 @@ impl Drop for Tiny {
 
 impl Shared {
     fn talk(&self, mut stream: &TcpStream, address: SocketAddr) -> std::io::Result<()> {
-        let Some(request) = read(stream)? else { return Ok(()) };
-        let path = request.target.split('?').next().unwrap_or_default().to_owned();
-        self.requests.lock().unwrap().push(format!("{} {path}", request.method));
+        let Some(request) = read(stream)? else {
+            return Ok(());
+        };
+        let path = request
+            .target
+            .split('?')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        self.requests
+            .lock()
+            .unwrap()
+            .push(format!("{} {path}", request.method));
         if let Some(answer) = self.refuse(&request, &path, address) {
             return stream.write_all(answer.as_bytes());
         }
@@ -137,7 +151,11 @@ impl Shared {
             let place = format!("Location: http://{address}{path}?moved\r\n");
             return stream.write_all(plain(307, "Temporary Redirect", &place, "").as_bytes());
         }
-        let digest = if last.starts_with("sha256:") { last } else { &self.image.digest };
+        let digest = if last.starts_with("sha256:") {
+            last
+        } else {
+            &self.image.digest
+        };
         let known = self.image.blobs.get(digest);
         let is_layer = known.is_some_and(|b| b.media_type.contains(".tar"));
         let known = known.filter(|_| !(is_layer && self.trick == Trick::NoLayers));
@@ -183,7 +201,8 @@ impl Shared {
         }
         let cut = is_layer
             && (self.trick == Trick::Cut
-                || self.trick == Trick::CutOnce && self.refused.fetch_add(1, Ordering::Relaxed) == 0);
+                || self.trick == Trick::CutOnce
+                    && self.refused.fetch_add(1, Ordering::Relaxed) == 0);
         stream.write_all(if cut { &rest[..rest.len() / 2] } else { rest })
     }
 
@@ -191,7 +210,12 @@ impl Shared {
     fn refuse(&self, request: &Request, path: &str, address: SocketAddr) -> Option<String> {
         let unauthorized = |challenge: &str| {
             let header = format!("WWW-Authenticate: {challenge}\r\n");
-            Some(plain(401, "Unauthorized", &header, r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#))
+            Some(plain(
+                401,
+                "Unauthorized",
+                &header,
+                r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#,
+            ))
         };
         match self.trick {
             Trick::Token | Trick::PrivateToken if path == "/token" => {
@@ -216,7 +240,12 @@ impl Shared {
             Trick::Busy
                 if path.contains("/blobs/") && self.refused.fetch_add(1, Ordering::Relaxed) < 2 =>
             {
-                Some(plain(503, "Service Unavailable", "Retry-After: 0\r\n", "{}"))
+                Some(plain(
+                    503,
+                    "Service Unavailable",
+                    "Retry-After: 0\r\n",
+                    "{}",
+                ))
             }
             _ => None,
         }
@@ -241,7 +270,9 @@ fn write_chunks(mut stream: &TcpStream, bytes: &[u8]) -> std::io::Result<()> {
 
 fn read(stream: &TcpStream) -> std::io::Result<Option<Request>> {
     let mut lines = BufReader::new(stream).lines();
-    let Some(first) = lines.next().transpose()? else { return Ok(None) };
+    let Some(first) = lines.next().transpose()? else {
+        return Ok(None);
+    };
     let mut words = first.split(' ');
     let mut request = Request {
         method: words.next().unwrap_or_default().to_owned(),
@@ -251,7 +282,9 @@ fn read(stream: &TcpStream) -> std::io::Result<Option<Request>> {
     };
     for line in lines {
         let line = line?;
-        let Some((name, value)) = line.split_once(':') else { break };
+        let Some((name, value)) = line.split_once(':') else {
+            break;
+        };
         match name.to_ascii_lowercase().as_str() {
             "authorization" => value.trim().clone_into(&mut request.authorization),
             "range" => {

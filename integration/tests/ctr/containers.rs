@@ -17,13 +17,20 @@ pub(crate) fn tests() -> Vec<Test> {
         filters_by_label_and_image,
         keeps_namespaces_apart,
     ]);
-    all.extend(tests![keeps_the_snapshot_on_request].into_iter().map(Test::quiet_daemon));
+    all.extend(
+        tests![keeps_the_snapshot_on_request]
+            .into_iter()
+            .map(Test::quiet_daemon),
+    );
     all
 }
 
 fn create(c: &Case, flags: &str, id: &str) {
     let name = c.has(&images::busybox());
-    let create = c.ctr("containers create --runtime").arg(&c.runtime).words(flags);
+    let create = c
+        .ctr("containers create --runtime")
+        .arg(&c.runtime)
+        .words(flags);
     create.args([&name, id, "true"]).ok();
 }
 
@@ -41,8 +48,7 @@ fn creates_lists_and_removes(c: &Case) {
 
 fn shows_what_it_knows(c: &Case) {
     create(c, "--label k=v --env A=b --cwd /tmp", "a");
-    let info: serde_json::Value =
-        serde_json::from_str(&c.ctr("containers info a").ok()).unwrap();
+    let info: serde_json::Value = serde_json::from_str(&c.ctr("containers info a").ok()).unwrap();
     assert_eq!(info["ID"], "a");
     assert_eq!(info["Image"], images::busybox().name);
     assert_eq!(info["SnapshotKey"], "a");
@@ -52,7 +58,10 @@ fn shows_what_it_knows(c: &Case) {
     assert!(env.iter().any(|e| e == "A=b"));
     for time in ["CreatedAt", "UpdatedAt"] {
         let text = info[time].as_str().unwrap();
-        assert!(text.starts_with("20") && text.ends_with('Z'), "{time} is {text}");
+        assert!(
+            text.starts_with("20") && text.ends_with('Z'),
+            "{time} is {text}"
+        );
     }
     c.ctr("containers rm a").ok();
 }
@@ -62,7 +71,10 @@ fn changes_labels(c: &Case) {
     let printed = c.ctr("containers label a new=2 drop=").ok();
     let mut labels: Vec<_> = printed.trim().split(',').collect();
     labels.sort_unstable();
-    let rest: Vec<_> = labels.into_iter().filter(|l| !l.starts_with("io.containerd")).collect();
+    let rest: Vec<_> = labels
+        .into_iter()
+        .filter(|l| !l.starts_with("io.containerd"))
+        .collect();
     assert_eq!(rest, ["keep=1", "new=2"], "{printed}");
     c.ctr("containers rm a").ok();
 }
@@ -70,7 +82,10 @@ fn changes_labels(c: &Case) {
 fn refuses_the_same_name_twice(c: &Case) {
     create(c, "", "a");
     let name = images::busybox().name;
-    let again = c.ctr("containers create --runtime").arg(&c.runtime).args([&name, "a", "true"]);
+    let again = c
+        .ctr("containers create --runtime")
+        .arg(&c.runtime)
+        .args([&name, "a", "true"]);
     again.fails("already exists");
     c.ctr("containers rm a").ok();
 }
@@ -95,7 +110,9 @@ fn filters_by_label_and_image(c: &Case) {
     create(c, "", "c");
     let list = |filter: &str| {
         let out = c.ctr("containers ls -q").arg(filter).ok();
-        out.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        out.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     assert_eq!(list("labels.color==red"), ["a"]);
     assert_eq!(list("labels.color"), ["a", "b"]);

@@ -14,8 +14,11 @@ use corten_integration::tests;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut all =
-        with_both_clients(tests![tells_its_version, lists_its_plugins, manages_namespaces]);
+    let mut all = with_both_clients(tests![
+        tells_its_version,
+        lists_its_plugins,
+        manages_namespaces
+    ]);
     all.extend(tests![
         shows_a_plugin_in_detail,
         tells_about_itself,
@@ -44,20 +47,34 @@ pub(crate) fn tests() -> Vec<Test> {
 
 fn tells_its_version(c: &Case) {
     let out = c.ctr("version").ok();
-    let server = out.split("Server:").nth(1).unwrap_or_else(|| panic!("no server in {out}"));
-    let version = server.lines().find_map(|l| l.trim().strip_prefix("Version:")).unwrap().trim();
+    let server = out
+        .split("Server:")
+        .nth(1)
+        .unwrap_or_else(|| panic!("no server in {out}"));
+    let version = server
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("Version:"))
+        .unwrap()
+        .trim();
     // Clients choose what they may use by this number.
     let numbers = version.trim_start_matches('v');
     let major: u32 = numbers.split('.').next().unwrap().parse().unwrap();
-    assert!(major >= 2 && numbers.split('.').count() >= 3, "{version} is no version from 2.0.0 on");
+    assert!(
+        major >= 2 && numbers.split('.').count() >= 3,
+        "{version} is no version from 2.0.0 on"
+    );
     assert!(server.contains("UUID:"), "{server}");
 }
 
 fn lists_its_plugins(c: &Case) {
     let table = c.ctr("plugins ls").ok();
     let has = |kind: &str, id: &str| {
-        let row = table.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
-        let row = row.into_iter().find(|r| r.first() == Some(&kind) && r.get(1) == Some(&id));
+        let row = table
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>());
+        let row = row
+            .into_iter()
+            .find(|r| r.first() == Some(&kind) && r.get(1) == Some(&id));
         let row = row.unwrap_or_else(|| panic!("no {kind} {id}:\n{table}"));
         assert_eq!(row.last(), Some(&"ok"), "{row:?}");
     };
@@ -72,10 +89,25 @@ fn lists_its_plugins(c: &Case) {
     has("io.containerd.runtime.v2", "task");
     has("io.containerd.streaming.v1", "manager");
     has("io.containerd.transfer.v1", "local");
-    for id in ["containers", "content", "diff", "events", "images", "introspection", "leases"] {
+    for id in [
+        "containers",
+        "content",
+        "diff",
+        "events",
+        "images",
+        "introspection",
+        "leases",
+    ] {
         has("io.containerd.grpc.v1", id);
     }
-    for id in ["namespaces", "snapshots", "tasks", "version", "healthcheck", "transfer"] {
+    for id in [
+        "namespaces",
+        "snapshots",
+        "tasks",
+        "version",
+        "healthcheck",
+        "transfer",
+    ] {
         has("io.containerd.grpc.v1", id);
     }
 }
@@ -83,9 +115,14 @@ fn lists_its_plugins(c: &Case) {
 fn manages_namespaces(c: &Case) {
     let name = format!("{}-x", c.namespace);
     c.ctr("namespaces create").args([&name, "a=b"]).ok();
-    c.ctr("namespaces create").arg(&name).fails("already exists");
+    c.ctr("namespaces create")
+        .arg(&name)
+        .fails("already exists");
     let table = c.ctr("namespaces ls").ok();
-    let row = table.lines().find(|l| l.starts_with(&name)).unwrap_or_else(|| panic!("{table}"));
+    let row = table
+        .lines()
+        .find(|l| l.starts_with(&name))
+        .unwrap_or_else(|| panic!("{table}"));
     assert!(row.contains("a=b"), "{row}");
     c.ctr("namespaces label").args([&name, "a=c", "d=e"]).ok();
     let table = c.ctr("namespaces ls").ok();
@@ -93,19 +130,37 @@ fn manages_namespaces(c: &Case) {
     assert!(row.contains("a=c") && row.contains("d=e"), "{row}");
     // A namespace with something in it stays.
     let image = corten_integration::images::busybox();
-    c.new_ctr("-n").arg(&name).words("images import --no-unpack").arg(image.archive()).ok();
+    c.new_ctr("-n")
+        .arg(&name)
+        .words("images import --no-unpack")
+        .arg(image.archive())
+        .ok();
     let refused = c.ctr("namespaces rm").arg(&name).run();
     assert_ne!(refused.code(), 0, "{}", refused.report());
-    assert!(refused.err().contains("must be empty"), "{}", refused.report());
-    c.ctr("-n").arg(&name).words("images rm --sync").arg(&image.name).ok();
+    assert!(
+        refused.err().contains("must be empty"),
+        "{}",
+        refused.report()
+    );
+    c.ctr("-n")
+        .arg(&name)
+        .words("images rm --sync")
+        .arg(&image.name)
+        .ok();
     c.ctr("namespaces rm").arg(&name).ok();
     assert!(!c.ctr("namespaces ls -q").ok().contains(&name));
 }
 
 fn shows_a_plugin_in_detail(c: &Case) {
     let out = c.ctr("plugins ls -d id==overlayfs").ok();
-    assert!(out.contains("io.containerd.snapshotter.v1") && out.contains("Exports:"), "{out}");
-    let root = c.daemon.root().join("io.containerd.snapshotter.v1.overlayfs");
+    assert!(
+        out.contains("io.containerd.snapshotter.v1") && out.contains("Exports:"),
+        "{out}"
+    );
+    let root = c
+        .daemon
+        .root()
+        .join("io.containerd.snapshotter.v1.overlayfs");
     assert!(out.contains(root.to_str().unwrap()), "{out}");
 }
 
@@ -127,7 +182,12 @@ fn guards_its_sockets(c: &Case) {
     }
     for dir in [c.daemon.root(), c.daemon.state()] {
         let mode = fs::metadata(&dir).unwrap().permissions().mode();
-        assert_eq!(mode & 0o006, mode & 0o006 & 0o005, "{} is writable for others", dir.display());
+        assert_eq!(
+            mode & 0o006,
+            mode & 0o006 & 0o005,
+            "{} is writable for others",
+            dir.display()
+        );
     }
 }
 
@@ -137,18 +197,31 @@ fn idle(c: &Case) -> Daemon {
 
 fn say(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
 }
 
 fn prints_its_version(c: &Case) {
     let output = c.daemon.command().arg("--version").output().unwrap();
     assert!(output.status.success());
-    let name = if c.is_reference() { "containerd" } else { "corten" };
+    let name = if c.is_reference() {
+        "containerd"
+    } else {
+        "corten"
+    };
     assert!(say(&output).contains(name), "{}", say(&output));
 }
 
 fn prints_its_default_config(c: &Case) {
-    let output = c.daemon.command().args(["config", "default"]).output().unwrap();
+    let output = c
+        .daemon
+        .command()
+        .args(["config", "default"])
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", say(&output));
     for key in ["version = ", "root = ", "state = ", "[plugins"] {
@@ -157,14 +230,24 @@ fn prints_its_default_config(c: &Case) {
     // What it prints, it can read.
     let daemon = idle(c);
     fs::write(daemon.config(), &text).unwrap();
-    let output = daemon.command().arg("-c").arg(daemon.config()).args(["config", "dump"]).output();
+    let output = daemon
+        .command()
+        .arg("-c")
+        .arg(daemon.config())
+        .args(["config", "dump"])
+        .output();
     let output = output.unwrap();
     assert!(output.status.success(), "{}", say(&output));
 }
 
 fn prints_the_config_in_force(c: &Case) {
     let daemon = idle(c);
-    let output = daemon.command().arg("-c").arg(daemon.config()).args(["config", "dump"]).output();
+    let output = daemon
+        .command()
+        .arg("-c")
+        .arg(daemon.config())
+        .args(["config", "dump"])
+        .output();
     let text = say(&output.unwrap());
     let root = format!("{}/r", daemon.base.display());
     assert!(text.contains(&root) && text.contains("c.sock"), "{text}");
@@ -178,14 +261,21 @@ fn refuses(c: &Case, config: &str) -> String {
     let log = daemon.base.join("log");
     let file = fs::File::create(&log).unwrap();
     let mut command = daemon.command();
-    command.arg("-c").arg(daemon.config()).stdout(file.try_clone().unwrap()).stderr(file);
+    command
+        .arg("-c")
+        .arg(daemon.config())
+        .stdout(file.try_clone().unwrap())
+        .stderr(file);
     let mut child = command.spawn().unwrap();
     let ended = exits_within(child.id(), Duration::from_secs(10));
     let _ = child.kill();
     let status = child.wait().unwrap();
     let said = fs::read_to_string(&log).unwrap();
     assert!(ended, "it started with a bad config:\n{said}");
-    assert!(!status.success(), "it ended well with a bad config:\n{said}");
+    assert!(
+        !status.success(),
+        "it ended well with a bad config:\n{said}"
+    );
     said
 }
 
@@ -202,9 +292,17 @@ fn refuses_a_config_of_the_future(c: &Case) {
 
 fn refuses_a_missing_config(c: &Case) {
     let daemon = idle(c);
-    let output = daemon.command().args(["-c", "/no/such/config.toml"]).output().unwrap();
+    let output = daemon
+        .command()
+        .args(["-c", "/no/such/config.toml"])
+        .output()
+        .unwrap();
     assert!(!output.status.success());
-    assert!(say(&output).contains("/no/such/config.toml"), "{}", say(&output));
+    assert!(
+        say(&output).contains("/no/such/config.toml"),
+        "{}",
+        say(&output)
+    );
 }
 
 fn refuses_root_and_state_in_one_place(c: &Case) {
@@ -212,7 +310,10 @@ fn refuses_root_and_state_in_one_place(c: &Case) {
         c,
         "version = 3\nroot = \"BASE/r\"\nstate = \"BASE/r\"\n[grpc]\naddress = \"BASE/c.sock\"\n",
     );
-    assert!(said.contains("root and state must be different paths"), "{said}");
+    assert!(
+        said.contains("root and state must be different paths"),
+        "{said}"
+    );
 }
 
 fn refuses_an_unknown_flag(c: &Case) {
@@ -224,19 +325,37 @@ fn refuses_an_unknown_flag(c: &Case) {
 fn starts_with_flags_in_place_of_a_config(c: &Case) {
     let daemon = idle(c);
     // A config is read all the same, to keep the machine's own out of it; the flags win.
-    fs::write(daemon.config(), "version = 3\nroot = \"/nowhere/r\"\nstate = \"/nowhere/s\"\n").unwrap();
+    fs::write(
+        daemon.config(),
+        "version = 3\nroot = \"/nowhere/r\"\nstate = \"/nowhere/s\"\n",
+    )
+    .unwrap();
     let log = fs::File::create(daemon.base.join("log")).unwrap();
     let mut command = daemon.command();
-    command.arg("-c").arg(daemon.config()).arg("-a").arg(daemon.socket());
-    command.arg("--root").arg(daemon.root()).arg("--state").arg(daemon.state());
-    command.args(["-l", "info"]).stdout(log.try_clone().unwrap()).stderr(log);
+    command
+        .arg("-c")
+        .arg(daemon.config())
+        .arg("-a")
+        .arg(daemon.socket());
+    command
+        .arg("--root")
+        .arg(daemon.root())
+        .arg("--state")
+        .arg(daemon.state());
+    command
+        .args(["-l", "info"])
+        .stdout(log.try_clone().unwrap())
+        .stderr(log);
     let mut child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
     let up = eventually(Duration::from_secs(15), || {
         std::os::unix::net::UnixStream::connect(daemon.socket()).ok()
     });
     let said = daemon.log_tail(20);
-    let root_used = daemon.root().join("io.containerd.content.v1.content").exists();
+    let root_used = daemon
+        .root()
+        .join("io.containerd.content.v1.content")
+        .exists();
     let ttrpc = daemon.base.join("c.sock.ttrpc").exists();
     let _ = kill_process(pid, Signal::TERM);
     let _ = exits_within(child.id(), Duration::from_secs(10));
@@ -271,10 +390,17 @@ fn tells_systemd_when_it_is_ready(c: &Case) {
     let daemon = idle(c);
     let path = daemon.base.join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(15)))
+        .unwrap();
     let mut command = daemon.command();
-    command.arg("-c").arg(daemon.config()).env("NOTIFY_SOCKET", &path);
-    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    command
+        .arg("-c")
+        .arg(daemon.config())
+        .env("NOTIFY_SOCKET", &path);
+    command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
     let mut child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
     let hear = || {
@@ -300,7 +426,10 @@ fn ends_on_sigterm(c: &Case) {
     daemon.start();
     assert_eq!(daemon.stop(), 0);
     let left = daemon.base.join("c.sock");
-    assert!(std::os::unix::net::UnixStream::connect(left).is_err(), "somebody listens still");
+    assert!(
+        std::os::unix::net::UnixStream::connect(left).is_err(),
+        "somebody listens still"
+    );
 }
 
 fn survives_sigusr1_and_sigpipe(c: &Case) {
@@ -309,7 +438,10 @@ fn survives_sigusr1_and_sigpipe(c: &Case) {
     let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
     for signal in [Signal::USR1, Signal::PIPE] {
         kill_process(pid, signal).unwrap();
-        assert!(!exits_within(daemon.pid(), Duration::from_millis(300)), "{signal:?} killed it");
+        assert!(
+            !exits_within(daemon.pid(), Duration::from_millis(300)),
+            "{signal:?} killed it"
+        );
     }
     // What SIGUSR1 wrote goes with the daemon's directory.
     assert_eq!(daemon.stop(), 0);
@@ -322,7 +454,10 @@ fn fails_without_a_required_plugin(c: &Case) {
          required_plugins = [\"io.containerd.snapshotter.v1.no-such-plugin\"]\n\
          [grpc]\naddress = \"BASE/c.sock\"\n",
     );
-    assert!(said.contains("io.containerd.snapshotter.v1.no-such-plugin"), "{said}");
+    assert!(
+        said.contains("io.containerd.snapshotter.v1.no-such-plugin"),
+        "{said}"
+    );
 }
 
 fn leaves_out_a_disabled_plugin(c: &Case) {
@@ -331,7 +466,9 @@ fn leaves_out_a_disabled_plugin(c: &Case) {
     let more = "disabled_plugins = [\"io.containerd.snapshotter.v1.native\", ";
     fs::write(daemon.config(), text.replace("disabled_plugins = [", more)).unwrap();
     daemon.start();
-    let ctr = c.client.command(&daemon.socket(), "x", &daemon.base.join("t"));
+    let ctr = c
+        .client
+        .command(&daemon.socket(), "x", &daemon.base.join("t"));
     let table = ctr.words("plugins ls").ok();
     assert!(table.contains(" overlayfs "), "{table}");
     assert!(!table.contains(" native "), "{table}");
@@ -341,19 +478,36 @@ fn leaves_out_a_disabled_plugin(c: &Case) {
 fn reads_imported_configs(c: &Case) {
     let daemon = idle(c);
     let text = fs::read_to_string(daemon.config()).unwrap();
-    let imports = format!("version = 3\nimports = [\"{}/extra/*.toml\"]", daemon.base.display());
+    let imports = format!(
+        "version = 3\nimports = [\"{}/extra/*.toml\"]",
+        daemon.base.display()
+    );
     fs::write(daemon.config(), text.replace("version = 3", &imports)).unwrap();
     fs::create_dir(daemon.base.join("extra")).unwrap();
     let extra = "version = 3\ndisabled_plugins = [\"io.containerd.snapshotter.v1.native\"]\n";
     fs::write(daemon.base.join("extra/one.toml"), extra).unwrap();
-    let output = daemon.command().arg("-c").arg(daemon.config()).args(["config", "dump"]).output();
+    let output = daemon
+        .command()
+        .arg("-c")
+        .arg(daemon.config())
+        .args(["config", "dump"])
+        .output();
     let said = say(&output.unwrap());
-    assert!(said.contains("io.containerd.snapshotter.v1.native"), "{said}");
-    assert!(said.contains("io.containerd.nri.v1.nri"), "lists append: {said}");
+    assert!(
+        said.contains("io.containerd.snapshotter.v1.native"),
+        "{said}"
+    );
+    assert!(
+        said.contains("io.containerd.nri.v1.nri"),
+        "lists append: {said}"
+    );
 }
 
 fn inspects_a_runtime(c: &Case) {
-    let out = c.ctr("plugins inspect-runtime --runtime").arg(&c.runtime).ok();
+    let out = c
+        .ctr("plugins inspect-runtime --runtime")
+        .arg(&c.runtime)
+        .ok();
     let info: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(info["Name"], c.runtime, "{out}");
     let features = &info["Features"];

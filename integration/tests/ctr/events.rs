@@ -61,7 +61,11 @@ fn tells_all(c: &Case) -> bool {
 /// The life of container `id` so far, from create to delete, which the stock shim may not tell.
 fn life(c: &Case, events: &mut Running, id: &str) -> Vec<(String, serde_json::Value)> {
     let certain = tells_all(c);
-    let last = if certain { "/tasks/delete" } else { "/tasks/exit" };
+    let last = if certain {
+        "/tasks/delete"
+    } else {
+        "/tasks/exit"
+    };
     let of = |seen: &str| {
         let all = parsed(c, seen).into_iter();
         all.filter(|(topic, json)| topic.starts_with("/tasks/") && json["container_id"] == id)
@@ -74,12 +78,23 @@ fn life(c: &Case, events: &mut Running, id: &str) -> Vec<(String, serde_json::Va
         topics.retain(|topic| topic != "/tasks/delete");
         topics.push("/tasks/delete".to_owned());
     }
-    assert_eq!(topics, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
+    assert_eq!(
+        topics,
+        [
+            "/tasks/create",
+            "/tasks/start",
+            "/tasks/exit",
+            "/tasks/delete"
+        ]
+    );
     mine
 }
 
 fn find<'a>(all: &'a [(String, serde_json::Value)], topic: &str) -> &'a serde_json::Value {
-    &all.iter().find(|(t, _)| t == topic).unwrap_or_else(|| panic!("no {topic}: {all:?}")).1
+    &all.iter()
+        .find(|(t, _)| t == topic)
+        .unwrap_or_else(|| panic!("no {topic}: {all:?}"))
+        .1
 }
 
 fn tells_the_life_of_a_container_in_order(c: &Case) {
@@ -93,34 +108,56 @@ fn tells_the_life_of_a_container_in_order(c: &Case) {
     let all = life(c, &mut events, "a");
     let create = find(&all, "/tasks/create");
     assert_eq!(create["container_id"], "a");
-    assert!(create["bundle"].as_str().unwrap().ends_with(&format!("/{}/a", c.namespace)));
+    assert!(
+        create["bundle"]
+            .as_str()
+            .unwrap()
+            .ends_with(&format!("/{}/a", c.namespace))
+    );
     assert_eq!(create["rootfs"][0]["type"], "overlay");
     assert!(create["io"]["stdout"].as_str().unwrap().contains("/fifo/"));
     let pid = &create["pid"];
     assert!(pid.as_u64().unwrap() > 1);
     assert!(all.iter().all(|(_, json)| json["pid"] == *pid), "{all:?}");
     let exit = find(&all, "/tasks/exit");
-    assert_eq!((&exit["id"], &exit["exit_status"]), (&"a".into(), &5.into()));
+    assert_eq!(
+        (&exit["id"], &exit["exit_status"]),
+        (&"a".into(), &5.into())
+    );
     if let Some((_, delete)) = all.iter().find(|(topic, _)| topic == "/tasks/delete") {
         assert_eq!(delete["exit_status"], 5);
         assert_eq!(delete["exited_at"], exit["exited_at"]);
     }
     let all = until(c, &mut events, "/containers/delete");
     assert_eq!(find(&all, "/containers/create")["id"], "a");
-    assert_eq!(find(&all, "/containers/create")["image"], images::busybox().name);
-    assert_eq!(find(&all, "/containers/create")["runtime"]["name"], c.runtime);
+    assert_eq!(
+        find(&all, "/containers/create")["image"],
+        images::busybox().name
+    );
+    assert_eq!(
+        find(&all, "/containers/create")["runtime"]["name"],
+        c.runtime
+    );
 }
 
 fn tells_the_life_of_an_exec_in_order(c: &Case) {
     c.sleeper("a");
     let mut events = c.events();
-    let exec = c.ctr("task exec --exec-id x --fifo-dir").arg(c.dir.join("fifo"));
+    let exec = c
+        .ctr("task exec --exec-id x --fifo-dir")
+        .arg(c.dir.join("fifo"));
     exec.words("a sh -c").arg("exit 6").run().expect_code(6);
     let all = until(c, &mut events, "/tasks/exit");
-    assert_eq!(tasks_of(&all), ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]);
+    assert_eq!(
+        tasks_of(&all),
+        ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
+    );
     assert_eq!(find(&all, "/tasks/exec-added")["exec_id"], "x");
     let exit = find(&all, "/tasks/exit");
-    assert_eq!((&exit["container_id"], &exit["id"]), (&"a".into(), &"x".into()));
+    assert_eq!(
+        (&exit["container_id"], &exit["id"]),
+        (&"a".into(), &"x".into())
+    );
     assert_eq!(exit["exit_status"], 6);
     assert_eq!(exit["pid"], find(&all, "/tasks/exec-started")["pid"]);
     c.remove("a");
@@ -141,7 +178,9 @@ fn tells_of_images_and_snapshots(c: &Case) {
     let mut events = c.events();
     let image = images::busybox();
     c.has(&image);
-    c.ctr("images tag").args([&image.name, "test.local/other:1"]).ok();
+    c.ctr("images tag")
+        .args([&image.name, "test.local/other:1"])
+        .ok();
     c.ctr("images label").args([&image.name, "a=b"]).ok();
     c.ctr("images rm --sync test.local/other:1").ok();
     let all = until(c, &mut events, "/images/delete");
@@ -161,7 +200,9 @@ fn tells_of_content_and_namespaces(c: &Case) {
     let mut events = c.events();
     let bytes = b"some bytes";
     let digest = images::digest_of(bytes);
-    let ingest = c.ctr("content ingest --expected-digest").args([&digest, "ref"]);
+    let ingest = c
+        .ctr("content ingest --expected-digest")
+        .args([&digest, "ref"]);
     let mut ingest = ingest.stdin("").start();
     ingest.send(bytes);
     ingest.wait().expect_code(0);
@@ -172,21 +213,36 @@ fn tells_of_content_and_namespaces(c: &Case) {
     c.ctr("namespaces create").arg(&name).ok();
     c.ctr("namespaces rm").arg(&name).ok();
     let gone = |seen: &str| {
-        seen.lines().any(|l| l.contains("/namespaces/delete") && l.contains(&name))
+        seen.lines()
+            .any(|l| l.contains("/namespaces/delete") && l.contains(&name))
     };
     let seen = events.wait_output_for(gone, "the namespace's end");
-    assert!(seen.lines().any(|l| l.contains("/namespaces/create") && l.contains(&name)), "{seen}");
+    assert!(
+        seen.lines()
+            .any(|l| l.contains("/namespaces/create") && l.contains(&name)),
+        "{seen}"
+    );
     c.ctr("content rm").arg(&digest).ok();
 }
 
 fn filters_by_topic(c: &Case) {
     let name = c.namespace.clone();
     let mut all = c.events();
-    let mut some = c.ctr("events").arg(r#"topic=="/containers/create""#).start();
+    let mut some = c
+        .ctr("events")
+        .arg(r#"topic=="/containers/create""#)
+        .start();
     let image = c.has(&images::busybox());
     // Containers come and go until the filtered stream is there to tell of one.
     let create = |id: &str| {
-        let words = ["containers create --runtime", &c.runtime, &image, id, "true"].join(" ");
+        let words = [
+            "containers create --runtime",
+            &c.runtime,
+            &image,
+            id,
+            "true",
+        ]
+        .join(" ");
         c.ctr(&words).ok();
         c.ctr("containers rm").arg(id).ok();
     };
@@ -200,7 +256,10 @@ fn filters_by_topic(c: &Case) {
     all.wait_output("/containers/delete");
     let seen = some.wait_output("/containers/create");
     let mine = seen.lines().filter(|l| l.contains(&name));
-    assert!(mine.clone().count() > 0 && mine.clone().all(|l| l.contains("/containers/create")), "{seen}");
+    assert!(
+        mine.clone().count() > 0 && mine.clone().all(|l| l.contains("/containers/create")),
+        "{seen}"
+    );
 }
 
 fn tells_the_exit_of_the_shortest_life(c: &Case) {
@@ -221,7 +280,10 @@ fn hears_other_namespaces_too(c: &Case) {
     ingest.send(b"loud");
     ingest.wait().expect_code(0);
     events.wait_output_for(
-        |seen| seen.lines().any(|l| l.contains(&format!(" {name} /content/create"))),
+        |seen| {
+            seen.lines()
+                .any(|l| l.contains(&format!(" {name} /content/create")))
+        },
         "an event of another namespace",
     );
     there("content rm").arg(images::digest_of(b"loud")).ok();

@@ -46,10 +46,11 @@ fn imports_an_oci_archive(c: &Case) {
     let image = images::busybox();
     let out = c.ctr("images import").arg(image.archive()).ok();
     assert!(out.contains(&image.name), "{out}");
-    assert_eq!(c.list("images ls -q"), [image.name.clone()]);
+    assert_eq!(c.list("images ls -q"), std::slice::from_ref(&image.name));
     // Unpacked as well, as import does.
     assert_eq!(c.column("snapshots ls"), [image.chain_id()]);
-    c.run_named(&image.name, "--rm", "a", &["echo", "imported"]).prints("imported\n");
+    c.run_named(&image.name, "--rm", "a", &["echo", "imported"])
+        .prints("imported\n");
 }
 
 fn imports_a_docker_archive(c: &Case) {
@@ -57,8 +58,9 @@ fn imports_a_docker_archive(c: &Case) {
     let file = c.file("docker.tar");
     fs::write(&file, image.docker_archive()).unwrap();
     c.ctr("images import").arg(&file).ok();
-    assert_eq!(c.list("images ls -q"), [image.name.clone()]);
-    c.run_named(&image.name, "--rm", "a", &["echo", "docker"]).prints("docker\n");
+    assert_eq!(c.list("images ls -q"), std::slice::from_ref(&image.name));
+    c.run_named(&image.name, "--rm", "a", &["echo", "docker"])
+        .prints("docker\n");
 }
 
 fn lists_name_type_digest_and_platform(c: &Case) {
@@ -66,9 +68,15 @@ fn lists_name_type_digest_and_platform(c: &Case) {
     import(c, &image);
     let table = c.ctr("images ls").ok();
     let heading: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(heading, ["REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"]);
+    assert_eq!(
+        heading,
+        ["REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"]
+    );
     let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row[..3], [&image.name[..], &image.media_type, &image.digest]);
+    assert_eq!(
+        row[..3],
+        [&image.name[..], &image.media_type, &image.digest]
+    );
     assert_eq!(row[4..], ["MiB", "linux/amd64", "-"]);
     let filtered = c.ctr("images ls -q name==nope").ok();
     assert_eq!(filtered, "");
@@ -77,15 +85,22 @@ fn lists_name_type_digest_and_platform(c: &Case) {
 fn tags_an_image(c: &Case) {
     let image = images::busybox();
     import(c, &image);
-    c.ctr("images tag").args([&image.name, "test.local/second:2"]).ok();
+    c.ctr("images tag")
+        .args([&image.name, "test.local/second:2"])
+        .ok();
     let mut names = c.list("images ls -q");
     names.sort_unstable();
     assert_eq!(names, [image.name.as_str(), "test.local/second:2"]);
     if c.client == Client::Old {
-        c.ctr("images tag").args([&image.name, "test.local/second:2"]).fails("already exists");
+        c.ctr("images tag")
+            .args([&image.name, "test.local/second:2"])
+            .fails("already exists");
     }
-    c.ctr("images tag --force").args([&image.name, "test.local/second:2"]).ok();
-    c.run_named("test.local/second:2", "--rm", "a", &["true"]).ok();
+    c.ctr("images tag --force")
+        .args([&image.name, "test.local/second:2"])
+        .ok();
+    c.run_named("test.local/second:2", "--rm", "a", &["true"])
+        .ok();
 }
 
 fn labels_an_image(c: &Case) {
@@ -93,7 +108,10 @@ fn labels_an_image(c: &Case) {
     import(c, &image);
     let out = c.ctr("images label").args([&image.name, "color=rust"]).ok();
     assert!(out.contains("color=rust"), "{out}");
-    assert_eq!(c.list("images ls -q labels.color==rust"), [image.name.clone()]);
+    assert_eq!(
+        c.list("images ls -q labels.color==rust"),
+        std::slice::from_ref(&image.name)
+    );
     assert!(c.list("images ls -q labels.color==blue").is_empty());
 }
 
@@ -101,11 +119,17 @@ fn removes_an_image_and_its_content(c: &Case) {
     let image = images::busybox();
     import(c, &image);
     let content = c.list("content ls -q");
-    assert!(image.blobs.keys().all(|digest| content.contains(digest)), "{content:?}");
+    assert!(
+        image.blobs.keys().all(|digest| content.contains(digest)),
+        "{content:?}"
+    );
     let out = c.ctr("images rm --sync").arg(&image.name).ok();
     assert_eq!(out.trim(), image.name);
     assert!(c.list("images ls -q").is_empty());
-    assert!(c.list("content ls -q").is_empty(), "content goes with a synchronous removal");
+    assert!(
+        c.list("content ls -q").is_empty(),
+        "content goes with a synchronous removal"
+    );
     assert!(c.column("snapshots ls").is_empty(), "and so do snapshots");
     // A second removal is no failure.
     c.ctr("images rm").arg(&image.name).ok();
@@ -120,25 +144,30 @@ fn exports_what_can_be_imported(c: &Case) {
     c.ctr("images import").arg(&file).ok();
     let row = c.ctr("images ls").ok();
     assert!(row.contains(&image.digest), "the digest stays: {row}");
-    c.run_named(&image.name, "--rm", "a", &["cat", "/t/count"]).prints("17");
+    c.run_named(&image.name, "--rm", "a", &["cat", "/t/count"])
+        .prints("17");
 }
 
 fn imports_ten_thousand_files(c: &Case) {
     let image = images::many_files();
     import(c, &image);
     let script = "find /many -type f | wc -l; cat /many/99/99";
-    c.run_named(&image.name, "--rm", "a", &["sh", "-c", script]).prints("10000\n99 99\n");
+    c.run_named(&image.name, "--rm", "a", &["sh", "-c", script])
+        .prints("10000\n99 99\n");
 }
 
 fn imports_through_the_local_client(c: &Case) {
     let image = images::layered();
     c.new_ctr("images import --local").arg(image.archive()).ok();
-    c.run_named(&image.name, "--rm", "a", &["cat", "/t/replaced"]).prints("second");
+    c.run_named(&image.name, "--rm", "a", &["cat", "/t/replaced"])
+        .prints("second");
 }
 
 fn imports_without_unpacking(c: &Case) {
     let image = images::busybox();
-    c.new_ctr("images import --no-unpack").arg(image.archive()).ok();
+    c.new_ctr("images import --no-unpack")
+        .arg(image.archive())
+        .ok();
     assert!(c.column("snapshots ls").is_empty());
     assert_eq!(c.list("images ls -q"), [image.name]);
 }
@@ -146,11 +175,14 @@ fn imports_without_unpacking(c: &Case) {
 fn imports_a_multi_platform_index(c: &Case) {
     let image = images::multi();
     c.new_ctr("images import").arg(image.archive()).ok();
-    c.run_named(&image.name, "--rm", "a", &["cat", "/arch"]).prints("amd64");
+    c.run_named(&image.name, "--rm", "a", &["cat", "/arch"])
+        .prints("amd64");
     let all = c.new_ctr("images ls").ok();
     assert!(all.contains(images::OCI_INDEX), "{all}");
     c.ctr("images rm --sync").arg(&image.name).ok();
-    c.new_ctr("images import --all-platforms --no-unpack").arg(image.archive()).ok();
+    c.new_ctr("images import --all-platforms --no-unpack")
+        .arg(image.archive())
+        .ok();
     let all = c.new_ctr("images ls").ok();
     assert!(all.contains("linux/amd64,linux/arm64"), "{all}");
 }
@@ -168,8 +200,14 @@ fn keeps_shared_layers_while_one_image_needs_them(c: &Case) {
     import(c, &large);
     c.ctr("images rm --sync").arg(&small.name).ok();
     let content = c.list("content ls -q");
-    assert!(content.contains(&small.layers()[0]), "the shared layer is needed still");
-    assert!(!content.contains(&small.digest), "the first image's manifest is not");
+    assert!(
+        content.contains(&small.layers()[0]),
+        "the shared layer is needed still"
+    );
+    assert!(
+        !content.contains(&small.digest),
+        "the first image's manifest is not"
+    );
     c.run_named(&large.name, "--rm", "a", &["true"]).ok();
 }
 
@@ -178,7 +216,10 @@ fn checks_that_an_image_is_complete(c: &Case) {
     import(c, &image);
     let table = c.ctr("images check").ok();
     let row = table.lines().nth(1).unwrap_or_default();
-    assert!(row.contains("complete (2/2)") && row.ends_with("true"), "{table}");
+    assert!(
+        row.contains("complete (2/2)") && row.ends_with("true"),
+        "{table}"
+    );
 }
 
 fn mounts_an_image(c: &Case) {
@@ -197,23 +238,35 @@ fn exports_through_the_local_client(c: &Case) {
     let image = images::busybox();
     import(c, &image);
     let (one, two) = (c.file("one.tar"), c.file("two.tar"));
-    c.new_ctr("images export --local").arg(&one).arg(&image.name).ok();
+    c.new_ctr("images export --local")
+        .arg(&one)
+        .arg(&image.name)
+        .ok();
     c.new_ctr("images export").arg(&two).arg(&image.name).ok();
     let list = |file: &std::path::Path| {
         let mut archive = tar::Archive::new(fs::File::open(file).unwrap());
-        let names = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned());
+        let names = archive
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().into_owned());
         let mut names: Vec<_> = names.collect();
         names.sort_unstable();
         names
     };
     assert_eq!(list(&one), list(&two));
-    assert!(list(&one).contains(&"manifest.json".into()), "Docker can load it too");
+    assert!(
+        list(&one).contains(&"manifest.json".into()),
+        "Docker can load it too"
+    );
 }
 
 fn unpacks_on_first_run(c: &Case) {
     let image = images::busybox();
-    c.new_ctr("images import --no-unpack").arg(image.archive()).ok();
-    c.run_named(&image.name, "--rm", "a", &["echo", "unpacked"]).prints("unpacked\n");
+    c.new_ctr("images import --no-unpack")
+        .arg(image.archive())
+        .ok();
+    c.run_named(&image.name, "--rm", "a", &["echo", "unpacked"])
+        .prints("unpacked\n");
     assert_eq!(c.column("snapshots ls"), [image.chain_id()]);
 }
 
@@ -221,7 +274,7 @@ fn imports_the_same_image_again(c: &Case) {
     let image = images::busybox();
     import(c, &image);
     import(c, &image);
-    assert_eq!(c.list("images ls -q"), [image.name.clone()]);
+    assert_eq!(c.list("images ls -q"), std::slice::from_ref(&image.name));
     c.run_named(&image.name, "--rm", "a", &["true"]).ok();
 }
 
@@ -229,7 +282,10 @@ fn inspects_an_image(c: &Case) {
     let image = images::configured();
     import(c, &image);
     let out = c.ctr("images inspect --content").arg(&image.name).ok();
-    assert!(out.contains(&image.digest) && out.contains(&image.config()), "{out}");
+    assert!(
+        out.contains(&image.digest) && out.contains(&image.config()),
+        "{out}"
+    );
     assert!(out.contains("GREETING=hello"), "{out}");
 }
 
@@ -244,10 +300,13 @@ fn converts_an_image(c: &Case) {
     let image = images::busybox();
     import(c, &image);
     let target = "test.local/converted:1";
-    c.ctr("images convert --uncompress").args([&image.name, target]).ok();
+    c.ctr("images convert --uncompress")
+        .args([&image.name, target])
+        .ok();
     // The layer is stored as it is now: its digest is the diff ID.
     assert!(c.list("content ls -q").contains(&image.diff_ids[0]));
-    c.run_named(target, "--rm", "a", &["echo", "plain"]).prints("plain\n");
+    c.run_named(target, "--rm", "a", &["echo", "plain"])
+        .prints("plain\n");
 }
 
 fn collects_after_an_asynchronous_removal(c: &Case) {

@@ -4,9 +4,14 @@ use corten_integration::case::Case;
 use corten_integration::peers::{CORTEN_RUNTIME, Kind, RUNC_RUNTIME, have_our_shim};
 use corten_integration::runner::Test;
 
+type Named = (&'static str, fn(&Case));
+
 /// What every pair must do.
-const BASICS: [(&str, fn(&Case)); 10] = [
-    ("runs_and_reports_the_exit_code", runs_and_reports_the_exit_code),
+const BASICS: [Named; 10] = [
+    (
+        "runs_and_reports_the_exit_code",
+        runs_and_reports_the_exit_code,
+    ),
     ("feeds_stdin", feeds_stdin),
     ("execs", execs),
     ("gives_terminals", gives_terminals),
@@ -19,9 +24,12 @@ const BASICS: [(&str, fn(&Case)); 10] = [
 ];
 
 /// What a pair does with a daemon that is killed.
-const RESTARTS: [(&str, fn(&Case)); 2] = [
+const RESTARTS: [Named; 2] = [
     ("survives_a_restart", survives_a_restart),
-    ("reports_an_exit_while_the_daemon_is_down", reports_an_exit_while_the_daemon_is_down),
+    (
+        "reports_an_exit_while_the_daemon_is_down",
+        reports_an_exit_while_the_daemon_is_down,
+    ),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -41,25 +49,40 @@ pub(crate) fn tests() -> Vec<Test> {
             all.push(Test::new(&format!("{label}::{name}"), body).on(kind, runtime));
         }
         for (name, body) in RESTARTS {
-            all.push(Test::new(&format!("{label}::{name}"), body).on(kind, runtime).own_daemon());
+            all.push(
+                Test::new(&format!("{label}::{name}"), body)
+                    .on(kind, runtime)
+                    .own_daemon(),
+            );
         }
     }
     all
 }
 
 fn runs_and_reports_the_exit_code(c: &Case) {
-    let done = c.run("--rm", "a", &["sh", "-c", "echo out; echo err >&2; exit 42"]).run();
+    let done = c
+        .run(
+            "--rm",
+            "a",
+            &["sh", "-c", "echo out; echo err >&2; exit 42"],
+        )
+        .run();
     done.expect_code(42);
-    assert_eq!((done.out().as_str(), done.err().as_str()), ("out\n", "err\n"));
+    assert_eq!(
+        (done.out().as_str(), done.err().as_str()),
+        ("out\n", "err\n")
+    );
     c.sleeper("b");
-    let info: serde_json::Value =
-        serde_json::from_str(&c.ctr("containers info b").ok()).unwrap();
+    let info: serde_json::Value = serde_json::from_str(&c.ctr("containers info b").ok()).unwrap();
     assert_eq!(info["Runtime"]["Name"], c.runtime);
     c.remove("b");
 }
 
 fn feeds_stdin(c: &Case) {
-    let mut run = c.run("--rm", "a", &["sh", "-c", "echo ready; wc -c"]).stdin("").start();
+    let mut run = c
+        .run("--rm", "a", &["sh", "-c", "echo ready; wc -c"])
+        .stdin("")
+        .start();
     run.wait_output("ready");
     run.send(&[b'x'; 1000]);
     assert_eq!(run.wait().out(), "ready\n1000\n");
@@ -67,8 +90,11 @@ fn feeds_stdin(c: &Case) {
 
 fn execs(c: &Case) {
     c.sleeper("a");
-    c.exec("", "a", &["sh", "-c", "echo in; exit 7"]).run().expect_code(7);
-    c.exec("--user 1000 --cwd /tmp", "a", &["sh", "-c", "id -u; pwd"]).prints("1000\n/tmp\n");
+    c.exec("", "a", &["sh", "-c", "echo in; exit 7"])
+        .run()
+        .expect_code(7);
+    c.exec("--user 1000 --cwd /tmp", "a", &["sh", "-c", "id -u; pwd"])
+        .prints("1000\n/tmp\n");
     c.remove("a");
 }
 
@@ -89,7 +115,8 @@ fn pauses(c: &Case) {
     c.sleeper("a");
     c.ctr("task pause a").ok();
     assert_eq!(c.status("a").as_deref(), Some("PAUSED"));
-    c.exec("", "a", &["true"]).fails("cannot exec in a paused state");
+    c.exec("", "a", &["true"])
+        .fails("cannot exec in a paused state");
     c.ctr("task resume a").ok();
     c.exec("", "a", &["true"]).ok();
     c.remove("a");
@@ -112,12 +139,23 @@ fn tells_events_in_order(c: &Case) {
     c.remove("a");
     // The stock shim loses a /tasks/delete now and then.
     let certain = c.runtime == CORTEN_RUNTIME;
-    let last = if certain { "/tasks/delete" } else { "/tasks/exit" };
+    let last = if certain {
+        "/tasks/delete"
+    } else {
+        "/tasks/exit"
+    };
     let seen = events.wait_output(last);
-    let mine = seen.lines().filter(|l| l.contains(&format!(" {} /tasks/", c.namespace)));
+    let mine = seen
+        .lines()
+        .filter(|l| l.contains(&format!(" {} /tasks/", c.namespace)));
     let mut topics: Vec<_> = mine.filter_map(|l| l.split(' ').nth(5)).collect();
     topics.retain(|topic| certain || *topic != "/tasks/delete");
-    let all = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"];
+    let all = [
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
     assert_eq!(topics, all[..if certain { 4 } else { 3 }]);
 }
 
@@ -131,7 +169,9 @@ fn names_a_missing_command(c: &Case) {
 fn kills_on_memory(c: &Case) {
     let mut events = c.events();
     let hog = ["sh", "-c", "exec tail -c 100000000 /dev/zero"];
-    c.run("--rm --memory-limit 16777216", "a", &hog).run().expect_code(137);
+    c.run("--rm --memory-limit 16777216", "a", &hog)
+        .run()
+        .expect_code(137);
     events.wait_output("/tasks/oom");
 }
 
@@ -139,7 +179,8 @@ fn limits_and_filters(c: &Case) {
     let flags = "-d --null-io --memory-limit 67108864 --cpus 0.5 --seccomp --read-only";
     c.run(flags, "a", &["sleep", "1000"]).ok();
     let pid = c.pid("a");
-    let limit = corten_integration::cgroup::setting(pid, "memory/memory.limit_in_bytes", "memory.max");
+    let limit =
+        corten_integration::cgroup::setting(pid, "memory/memory.limit_in_bytes", "memory.max");
     assert_eq!(limit, "67108864");
     assert_eq!(corten_integration::cgroup::status_of(pid, "Seccomp"), "2");
     c.exec("", "a", &["touch", "/x"]).fails("Read-only");
@@ -156,7 +197,14 @@ fn survives_a_restart(c: &Case) {
 }
 
 fn reports_an_exit_while_the_daemon_is_down(c: &Case) {
-    c.background("a", &["sh", "-c", "trap 'exit 11' TERM; while :; do sleep 0.02; done"]);
+    c.background(
+        "a",
+        &[
+            "sh",
+            "-c",
+            "trap 'exit 11' TERM; while :; do sleep 0.02; done",
+        ],
+    );
     let pid = c.pid("a");
     c.exec("", "a", &["true"]).ok();
     c.daemon.kill();
@@ -172,6 +220,10 @@ fn reports_an_exit_while_the_daemon_is_down(c: &Case) {
     }
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains("11") || done.code() == 11, "{}", done.report());
+    assert!(
+        done.err().contains("11") || done.code() == 11,
+        "{}",
+        done.report()
+    );
     c.ctr("containers rm a").ok();
 }

@@ -59,7 +59,8 @@ fn is_whole(c: &Case, image: &Image, reference: &str) {
     assert_eq!(c.list("images ls -q"), [reference]);
     let table = c.new_ctr("images ls").ok();
     assert!(table.contains(&image.digest), "{table}");
-    c.run_named(reference, "--rm", "whole", &["busybox", "true"]).ok();
+    c.run_named(reference, "--rm", "whole", &["busybox", "true"])
+        .ok();
 }
 
 fn nothing_came(c: &Case) {
@@ -95,8 +96,13 @@ fn pulls_many_layers(c: &Case) {
     let reference = registry.push(&image);
     pull(c, "--plain-http", &reference).ok();
     assert_eq!(c.column("snapshots ls").len(), image.diff_ids.len());
-    c.run_named(&reference, "--rm", "a", &["cat", "/t/replaced", "/t/n0", "/t/count"])
-        .prints("second017");
+    c.run_named(
+        &reference,
+        "--rm",
+        "a",
+        &["cat", "/t/replaced", "/t/n0", "/t/count"],
+    )
+    .prints("second017");
 }
 
 fn pulls_docker_media_types(c: &Case) {
@@ -114,7 +120,11 @@ fn says_that_a_tag_is_missing(c: &Case) {
     let done = pull(c, "--plain-http", &reference).fails("not found");
     let text = format!("failed to resolve reference \"{reference}\"");
     let other = format!("failed to resolve image: {reference}");
-    assert!(done.err().contains(&text) || done.err().contains(&other), "{}", done.report());
+    assert!(
+        done.err().contains(&text) || done.err().contains(&other),
+        "{}",
+        done.report()
+    );
     nothing_came(c);
 }
 
@@ -122,9 +132,16 @@ fn refuses_wrong_bytes(c: &Case) {
     let registry = Tiny::serve(images::unique(&c.namespace), Trick::WrongBytes);
     let done = pull(c, "--plain-http", &registry.reference()).run();
     assert_ne!(done.code(), 0, "{}", done.report());
-    assert!(done.err().contains("unexpected commit digest"), "{}", done.report());
+    assert!(
+        done.err().contains("unexpected commit digest"),
+        "{}",
+        done.report()
+    );
     nothing_came(c);
-    assert!(!c.list("content ls -q").contains(&images::unique(&c.namespace).layers()[0]));
+    assert!(
+        !c.list("content ls -q")
+            .contains(&images::unique(&c.namespace).layers()[0])
+    );
 }
 
 fn refuses_half_a_layer(c: &Case) {
@@ -140,14 +157,20 @@ fn logs_in_for_a_token(c: &Case) {
     let reference = registry.reference();
     pull(c, "--plain-http --user user:secret", &reference).ok();
     is_whole(c, &image, &reference);
-    assert!(registry.requests().iter().any(|r| r.ends_with("/token")), "{:?}", registry.requests());
+    assert!(
+        registry.requests().iter().any(|r| r.ends_with("/token")),
+        "{:?}",
+        registry.requests()
+    );
 }
 
 fn pulls_through_the_local_client(c: &Case) {
     let registry = Registry::plain(&c.dir);
     let image = images::layered();
     let reference = registry.push(&image);
-    c.new_ctr("images pull --local --plain-http").arg(&reference).ok();
+    c.new_ctr("images pull --local --plain-http")
+        .arg(&reference)
+        .ok();
     is_whole(c, &image, &reference);
 }
 
@@ -155,7 +178,8 @@ fn pulls_zstd_layers(c: &Case) {
     let registry = Registry::plain(&c.dir);
     let reference = registry.push(&images::zstd());
     pull(c, "--plain-http", &reference).ok();
-    c.run_named(&reference, "--rm", "a", &["cat", "/plain"]).prints("plain");
+    c.run_named(&reference, "--rm", "a", &["cat", "/plain"])
+        .prints("plain");
 }
 
 fn pulls_its_own_platform_of_an_index(c: &Case) {
@@ -163,19 +187,30 @@ fn pulls_its_own_platform_of_an_index(c: &Case) {
     let image = images::multi();
     let reference = registry.push(&image);
     pull(c, "--plain-http", &reference).ok();
-    c.run_named(&reference, "--rm", "a", &["cat", "/arch"]).prints("amd64");
-    assert_eq!(c.column("snapshots ls").len(), 1, "only one platform is unpacked");
+    c.run_named(&reference, "--rm", "a", &["cat", "/arch"])
+        .prints("amd64");
+    assert_eq!(
+        c.column("snapshots ls").len(),
+        1,
+        "only one platform is unpacked"
+    );
     let table = c.ctr("images ls").ok();
     assert!(table.contains(images::OCI_INDEX), "{table}");
     // The layer of the other platform stays away.
-    assert!(c.list("content ls -q").len() < image.blobs.len(), "{:?}", c.list("content ls -q"));
+    assert!(
+        c.list("content ls -q").len() < image.blobs.len(),
+        "{:?}",
+        c.list("content ls -q")
+    );
 }
 
 fn pulls_all_platforms(c: &Case) {
     let registry = Registry::plain(&c.dir);
     let image = images::multi();
     let reference = registry.push(&image);
-    c.new_ctr("images pull --all-platforms --local --plain-http").arg(&reference).ok();
+    c.new_ctr("images pull --all-platforms --local --plain-http")
+        .arg(&reference)
+        .ok();
     assert_eq!(c.list("content ls -q").len(), image.blobs.len());
 }
 
@@ -183,7 +218,12 @@ fn pulls_by_digest(c: &Case) {
     let registry = Registry::plain(&c.dir);
     let image = images::busybox();
     registry.push(&image);
-    let reference = format!("{}/{}@{}", registry.host(), image.repository().0, image.digest);
+    let reference = format!(
+        "{}/{}@{}",
+        registry.host(),
+        image.repository().0,
+        image.digest
+    );
     pull(c, "--plain-http", &reference).ok();
     is_whole(c, &image, &reference);
 }
@@ -203,14 +243,21 @@ fn pulls_ten_thousand_files(c: &Case) {
     let reference = registry.push(&images::many_files());
     pull(c, "--plain-http", &reference).ok();
     let script = "find /many -type f | wc -l";
-    c.run_named(&reference, "--rm", "a", &["sh", "-c", script]).prints("10000\n");
+    c.run_named(&reference, "--rm", "a", &["sh", "-c", script])
+        .prints("10000\n");
 }
 
 fn pulls_again_without_fetching_twice(c: &Case) {
     let registry = Tiny::serve(images::unique(&c.namespace), Trick::None);
     let reference = registry.reference();
     pull(c, "--plain-http", &reference).ok();
-    let blobs = || registry.requests().iter().filter(|r| r.contains("/blobs/")).count();
+    let blobs = || {
+        registry
+            .requests()
+            .iter()
+            .filter(|r| r.contains("/blobs/"))
+            .count()
+    };
     let before = blobs();
     assert_eq!(before, 2, "config and layer: {:?}", registry.requests());
     pull(c, "--plain-http", &reference).ok();
@@ -257,7 +304,8 @@ fn waits_for_a_busy_registry(c: &Case) {
             pull(c, "--plain-http", &registry.reference()).ok();
         }
     }
-    c.run_named(&registry.reference(), "--rm", "a", &["true"]).ok();
+    c.run_named(&registry.reference(), "--rm", "a", &["true"])
+        .ok();
 }
 
 fn reads_chunked_answers(c: &Case) {
@@ -273,7 +321,10 @@ fn says_that_credentials_are_missing(c: &Case) {
         let done = pull(c, "--plain-http", &registry.reference()).run();
         assert_ne!(done.code(), 0, "{}", done.report());
         let error = done.err();
-        assert!(error.contains("401") || error.to_lowercase().contains("authorization"), "{error}");
+        assert!(
+            error.contains("401") || error.to_lowercase().contains("authorization"),
+            "{error}"
+        );
         nothing_came(c);
     }
 }
@@ -304,12 +355,20 @@ fn refuses_a_certificate_it_does_not_know(c: &Case) {
     // The same rules without the CA.
     let file = hosts.join(registry.host()).join("hosts.toml");
     let text = fs::read_to_string(&file).unwrap();
-    let without: String = text.lines().filter(|l| !l.contains("ca =")).map(|l| format!("{l}\n")).collect();
+    let without: String = text
+        .lines()
+        .filter(|l| !l.contains("ca ="))
+        .map(|l| format!("{l}\n"))
+        .collect();
     fs::write(&file, without).unwrap();
     let reference = registry.reference(&images::busybox());
     let done = pull(c, &format!("--hosts-dir {}", hosts.display()), &reference).run();
     assert_ne!(done.code(), 0, "{}", done.report());
-    assert!(done.err().to_lowercase().contains("certificate"), "{}", done.report());
+    assert!(
+        done.err().to_lowercase().contains("certificate"),
+        "{}",
+        done.report()
+    );
     nothing_came(c);
 }
 
@@ -326,9 +385,18 @@ fn labels_what_it_pulls(c: &Case) {
     let image = images::busybox();
     let reference = registry.push(&image);
     pull(c, "--plain-http --label color=rust", &reference).ok();
-    assert_eq!(c.list("images ls -q labels.color==rust"), [reference.clone()]);
+    assert_eq!(
+        c.list("images ls -q labels.color==rust"),
+        std::slice::from_ref(&reference)
+    );
     let content = c.ctr("content ls").ok();
-    let row = |digest: &str| content.lines().find(|l| l.starts_with(digest)).unwrap().to_owned();
+    let row = |digest: &str| {
+        content
+            .lines()
+            .find(|l| l.starts_with(digest))
+            .unwrap()
+            .to_owned()
+    };
     let manifest = row(&image.digest);
     let config = format!("containerd.io/gc.ref.content.config={}", image.config());
     assert!(manifest.contains(&config), "{manifest}");
@@ -336,10 +404,21 @@ fn labels_what_it_pulls(c: &Case) {
     assert!(manifest.contains(&layer), "{manifest}");
     let source = "containerd.io/distribution.source.127.0.0.1=busybox";
     assert!(manifest.contains(source), "{manifest}");
-    let chain = format!("containerd.io/gc.ref.snapshot.overlayfs={}", image.chain_id());
-    assert!(row(&image.config()).contains(&chain), "{}", row(&image.config()));
+    let chain = format!(
+        "containerd.io/gc.ref.snapshot.overlayfs={}",
+        image.chain_id()
+    );
+    assert!(
+        row(&image.config()).contains(&chain),
+        "{}",
+        row(&image.config())
+    );
     let diff = format!("containerd.io/uncompressed={}", image.diff_ids[0]);
-    assert!(row(&image.layers()[0]).contains(&diff), "{}", row(&image.layers()[0]));
+    assert!(
+        row(&image.layers()[0]).contains(&diff),
+        "{}",
+        row(&image.layers()[0])
+    );
 }
 
 fn pulls_into_the_native_snapshotter(c: &Case) {
@@ -347,12 +426,22 @@ fn pulls_into_the_native_snapshotter(c: &Case) {
     let image = images::layered();
     let reference = registry.push(&image);
     // --local: stock's transfer service unpacks only for the snapshotters its config lists.
-    c.new_ctr("images pull --local --plain-http --snapshotter native").arg(&reference).ok();
-    assert_eq!(c.column("snapshots --snapshotter native ls").len(), image.diff_ids.len());
+    c.new_ctr("images pull --local --plain-http --snapshotter native")
+        .arg(&reference)
+        .ok();
+    assert_eq!(
+        c.column("snapshots --snapshotter native ls").len(),
+        image.diff_ids.len()
+    );
     assert!(c.column("snapshots ls").is_empty());
     let script = "ls -A /t/opaque; ls /t/gone* 2>/dev/null; stat -c %h /t/kept/a; cat /t/replaced";
-    c.run_named(&reference, "--rm --snapshotter native", "a", &["sh", "-c", script])
-        .prints("upper\n2\nsecond");
+    c.run_named(
+        &reference,
+        "--rm --snapshotter native",
+        "a",
+        &["sh", "-c", script],
+    )
+    .prints("upper\n2\nsecond");
 }
 
 fn pushes_what_can_be_pulled(c: &Case) {
@@ -390,7 +479,14 @@ fn fetches_one_object(c: &Case) {
     let registry = Registry::plain(&c.dir);
     let image = images::busybox();
     let reference = registry.push(&image);
-    let done = c.ctr("content fetch-object --plain-http").args([&reference, &image.digest]).run();
+    let done = c
+        .ctr("content fetch-object --plain-http")
+        .args([&reference, &image.digest])
+        .run();
     done.expect_code(0);
-    assert!(done.stdout == image.blobs[&image.digest].bytes, "{}", done.report());
+    assert!(
+        done.stdout == image.blobs[&image.digest].bytes,
+        "{}",
+        done.report()
+    );
 }

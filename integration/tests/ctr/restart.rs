@@ -46,7 +46,11 @@ fn a_container_survives_the_death_of_its_daemon(c: &Case) {
     c.ctr("task kill -s SIGKILL a").ok();
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains("137") || done.code() == 137, "{}", done.report());
+    assert!(
+        done.err().contains("137") || done.code() == 137,
+        "{}",
+        done.report()
+    );
     c.ctr("containers rm a").ok();
 }
 
@@ -54,13 +58,23 @@ fn output_stays_attached_over_a_restart(c: &Case) {
     // The test itself is the client here: ctr gives up when its daemon goes.
     let script = "while read x; do echo got $x; test $x = end && exit 9; done";
     c.run("-d", "a", &["sh", "-c", script]).ok();
-    let dir = std::fs::read_dir(c.dir.join("fifo")).unwrap().flatten().next().unwrap().path();
-    let mut stdin = std::fs::File::options().write(true).open(dir.join("a-stdin")).unwrap();
+    let dir = std::fs::read_dir(c.dir.join("fifo"))
+        .unwrap()
+        .flatten()
+        .next()
+        .unwrap()
+        .path();
+    let mut stdin = std::fs::File::options()
+        .write(true)
+        .open(dir.join("a-stdin"))
+        .unwrap();
     let stdout = Collected::from(std::fs::File::open(dir.join("a-stdout")).unwrap());
     let mut say = |word: &str| {
         stdin.write_all(format!("{word}\n").as_bytes()).unwrap();
         let answer = format!("got {word}\n");
-        stdout.wait_for(&|seen| seen.contains(&answer), Duration::from_secs(10)).unwrap();
+        stdout
+            .wait_for(&|seen| seen.contains(&answer), Duration::from_secs(10))
+            .unwrap();
     };
     say("before");
     c.daemon.kill();
@@ -70,20 +84,29 @@ fn output_stays_attached_over_a_restart(c: &Case) {
     say("end");
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains('9') || done.code() == 9, "{}", done.report());
+    assert!(
+        done.err().contains('9') || done.code() == 9,
+        "{}",
+        done.report()
+    );
     c.ctr("containers rm a").ok();
 }
 
 fn an_exit_while_the_daemon_is_down_is_reported(c: &Case) {
     let file = c.file("go");
-    let flags = format!("-d --null-io --mount type=bind,src={},dst=/files,options=rbind:rw",
-        c.dir.join("files").display());
+    let flags = format!(
+        "-d --null-io --mount type=bind,src={},dst=/files,options=rbind:rw",
+        c.dir.join("files").display()
+    );
     let script = "until test -e /files/go; do sleep 0.02; done; exit 33";
     c.run(&flags, "a", &["sh", "-c", script]).ok();
     let pid = c.pid("a");
     c.daemon.kill();
     std::fs::write(&file, "").unwrap();
-    assert!(exits_within(pid, Duration::from_secs(10)), "it should have ended by itself");
+    assert!(
+        exits_within(pid, Duration::from_secs(10)),
+        "it should have ended by itself"
+    );
     c.daemon.start();
     if c.is_reference() && c.status("a").is_none() {
         println!("Corten only: stock forgets a task that ended while it was down");
@@ -92,7 +115,11 @@ fn an_exit_while_the_daemon_is_down_is_reported(c: &Case) {
     }
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains("33") || done.code() == 33, "{}", done.report());
+    assert!(
+        done.err().contains("33") || done.code() == 33,
+        "{}",
+        done.report()
+    );
     c.ctr("containers rm a").ok();
 }
 
@@ -110,7 +137,9 @@ fn a_restart_in_good_order_changes_nothing(c: &Case) {
 fn an_exec_works_after_a_restart(c: &Case) {
     c.sleeper("a");
     c.daemon.crash_and_restart();
-    c.exec("", "a", &["sh", "-c", "echo out; exit 3"]).run().expect_code(3);
+    c.exec("", "a", &["sh", "-c", "echo out; exit 3"])
+        .run()
+        .expect_code(3);
     c.exec("", "a", &["echo", "again"]).prints("again\n");
     c.remove("a");
 }
@@ -128,11 +157,20 @@ fn a_paused_container_stays_paused(c: &Case) {
 fn images_and_containers_survive(c: &Case) {
     let image = images::layered();
     c.has(&image);
-    c.ctr("containers create --label k=v --runtime").arg(&c.runtime).args([&image.name, "a", "true"]).ok();
+    c.ctr("containers create --label k=v --runtime")
+        .arg(&c.runtime)
+        .args([&image.name, "a", "true"])
+        .ok();
     c.ctr("leases create --id l").ok();
     let see = || {
-        ["images ls", "containers info a", "snapshots ls", "leases ls -q", "namespaces ls"]
-            .map(|words| c.ctr(words).ok())
+        [
+            "images ls",
+            "containers info a",
+            "snapshots ls",
+            "leases ls -q",
+            "namespaces ls",
+        ]
+        .map(|words| c.ctr(words).ok())
     };
     let before = see();
     c.daemon.crash_and_restart();
@@ -141,7 +179,10 @@ fn images_and_containers_survive(c: &Case) {
         lines.sort_unstable();
         lines
     };
-    assert_eq!(before.iter().map(sorted).collect::<Vec<_>>(), see().iter().map(sorted).collect::<Vec<_>>());
+    assert_eq!(
+        before.iter().map(sorted).collect::<Vec<_>>(),
+        see().iter().map(sorted).collect::<Vec<_>>()
+    );
     c.ctr("containers rm a").ok();
     c.ctr("leases rm l").ok();
 }
@@ -169,8 +210,13 @@ fn a_killed_shim_is_cleaned_up(c: &Case) {
     let mut events = c.events();
     kill_shims(c);
     events.wait_output("/tasks/exit");
-    assert!(exits_within(pid, Duration::from_secs(10)), "the container outlives its shim");
-    let gone = eventually(Duration::from_secs(10), || c.status("a").is_none().then_some(()));
+    assert!(
+        exits_within(pid, Duration::from_secs(10)),
+        "the container outlives its shim"
+    );
+    let gone = eventually(Duration::from_secs(10), || {
+        c.status("a").is_none().then_some(())
+    });
     assert!(gone.is_some(), "the task is {:?}", c.status("a"));
     c.ctr("containers rm a").ok();
 }
@@ -181,11 +227,17 @@ fn a_shim_killed_while_the_daemon_is_down_is_cleaned_up(c: &Case) {
     c.daemon.kill();
     kill_shims(c);
     c.daemon.start();
-    assert!(exits_within(pid, Duration::from_secs(10)), "the container outlives its shim");
-    let gone = eventually(Duration::from_secs(10), || c.status("a").is_none().then_some(()));
+    assert!(
+        exits_within(pid, Duration::from_secs(10)),
+        "the container outlives its shim"
+    );
+    let gone = eventually(Duration::from_secs(10), || {
+        c.status("a").is_none().then_some(())
+    });
     assert!(gone.is_some(), "the task is {:?}", c.status("a"));
     c.ctr("containers rm a").ok();
-    c.run("--rm", "a", &["echo", "the name is free"]).prints("the name is free\n");
+    c.run("--rm", "a", &["echo", "the name is free"])
+        .prints("the name is free\n");
 }
 
 fn events_flow_again_after_a_restart(c: &Case) {
@@ -219,16 +271,26 @@ fn a_half_written_ingest_is_finished_later(c: &Case) {
     let bytes: Vec<u8> = (0..6 << 20).map(|n: u32| (n / 7) as u8).collect();
     let mut ingest = c.ctr("content ingest half").stdin("").start();
     ingest.send(&bytes[..3 << 20]);
-    let begun = || c.column("content active").contains(&"half".to_owned()).then_some(());
+    let begun = || {
+        c.column("content active")
+            .contains(&"half".to_owned())
+            .then_some(())
+    };
     eventually(Duration::from_secs(10), begun).expect("the ingest begins");
     c.daemon.crash_and_restart();
     ingest.kill();
     let file = c.file("bytes");
     std::fs::write(&file, &bytes).unwrap();
     let digest = images::digest_of(&bytes);
-    let rest = c.ctr("content ingest --expected-digest").args([&digest, "half"]);
+    let rest = c
+        .ctr("content ingest --expected-digest")
+        .args([&digest, "half"]);
     rest.stdin_file(&file).ok();
     let done = c.ctr("content get").arg(&digest).run();
-    assert!(done.stdout == bytes, "{} bytes came back", done.stdout.len());
+    assert!(
+        done.stdout == bytes,
+        "{} bytes came back",
+        done.stdout.len()
+    );
     c.ctr("content rm").arg(&digest).ok();
 }

@@ -57,19 +57,29 @@ fn prints_what_the_container_prints(c: &Case) {
 fn passes_the_exit_code_on(c: &Case) {
     for code in [0, 1, 42, 255] {
         let script = format!("exit {code}");
-        c.run("--rm", "a", &["sh", "-c", &script]).run().expect_code(code);
+        c.run("--rm", "a", &["sh", "-c", &script])
+            .run()
+            .expect_code(code);
     }
 }
 
 fn keeps_stdout_and_stderr_apart(c: &Case) {
-    let done = c.run("--rm", "a", &["sh", "-c", "echo out; echo err >&2"]).run();
+    let done = c
+        .run("--rm", "a", &["sh", "-c", "echo out; echo err >&2"])
+        .run();
     done.expect_code(0);
-    assert_eq!((done.out().as_str(), done.err().as_str()), ("out\n", "err\n"));
+    assert_eq!(
+        (done.out().as_str(), done.err().as_str()),
+        ("out\n", "err\n")
+    );
 }
 
 fn feeds_stdin_to_the_container(c: &Case) {
     // Input that ends before the task exists is lost with any daemon: wait for the container.
-    let mut run = c.run("--rm", "a", &["sh", "-c", "echo ready; wc -c"]).stdin("").start();
+    let mut run = c
+        .run("--rm", "a", &["sh", "-c", "echo ready; wc -c"])
+        .stdin("")
+        .start();
     run.wait_output("ready");
     run.send(&vec![b'x'; 100_000]);
     let done = run.wait();
@@ -85,7 +95,12 @@ fn passes_ten_megabytes_through(c: &Case) {
     let done = run.wait();
     done.expect_code(0);
     assert_eq!(done.stdout.len(), 10 << 20);
-    assert!(done.stdout.chunks(16).all(|line| line == b"0123456789abcde\n"), "bytes got mixed up");
+    assert!(
+        done.stdout
+            .chunks(16)
+            .all(|line| line == b"0123456789abcde\n"),
+        "bytes got mixed up"
+    );
 }
 
 fn runs_detached_until_removed(c: &Case) {
@@ -96,22 +111,38 @@ fn runs_detached_until_removed(c: &Case) {
 }
 
 fn sets_the_environment(c: &Case) {
-    let out = c.run("--rm --env A=1 --env B=two=2 --env PATH=/bin", "a", &["env"]).ok();
+    let out = c
+        .run(
+            "--rm --env A=1 --env B=two=2 --env PATH=/bin",
+            "a",
+            &["env"],
+        )
+        .ok();
     let lines: Vec<_> = out.lines().collect();
-    assert!(lines.contains(&"A=1") && lines.contains(&"B=two=2"), "{out}");
-    assert_eq!(lines.iter().filter(|l| l.starts_with("PATH=")).count(), 1, "{out}");
+    assert!(
+        lines.contains(&"A=1") && lines.contains(&"B=two=2"),
+        "{out}"
+    );
+    assert_eq!(
+        lines.iter().filter(|l| l.starts_with("PATH=")).count(),
+        1,
+        "{out}"
+    );
 }
 
 fn starts_in_the_directory_asked_for(c: &Case) {
-    c.run("--rm --cwd /usr/bin", "a", &["pwd"]).prints("/usr/bin\n");
+    c.run("--rm --cwd /usr/bin", "a", &["pwd"])
+        .prints("/usr/bin\n");
 }
 
 fn runs_as_the_user_asked_for(c: &Case) {
     let who = ["sh", "-c", "echo $(id -u):$(id -g)"];
     c.run("--rm --user 1234", "a", &who).prints("1234:0\n");
-    c.run("--rm --user 1234:5678", "b", &who).prints("1234:5678\n");
+    c.run("--rm --user 1234:5678", "b", &who)
+        .prints("1234:5678\n");
     c.run("--rm --user alice", "c", &who).prints("1000:1000\n");
-    c.run("--rm --user alice:staff", "d", &who).prints("1000:50\n");
+    c.run("--rm --user alice:staff", "d", &who)
+        .prints("1000:50\n");
 }
 
 fn bind_mounts_a_directory(c: &Case) {
@@ -119,20 +150,38 @@ fn bind_mounts_a_directory(c: &Case) {
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("in"), "from outside").unwrap();
     let mount = |options: &str| {
-        format!("--rm --mount type=bind,src={},dst=/mnt/deep,options={options}", dir.display())
+        format!(
+            "--rm --mount type=bind,src={},dst=/mnt/deep,options={options}",
+            dir.display()
+        )
     };
     let script = "cat /mnt/deep/in; echo from inside > /mnt/deep/out";
-    c.run(&mount("rbind:rw"), "a", &["sh", "-c", script]).prints("from outside");
-    assert_eq!(fs::read_to_string(dir.join("out")).unwrap(), "from inside\n");
-    let refused = c.run(&mount("rbind:ro"), "b", &["touch", "/mnt/deep/no"]).fails("Read-only");
+    c.run(&mount("rbind:rw"), "a", &["sh", "-c", script])
+        .prints("from outside");
+    assert_eq!(
+        fs::read_to_string(dir.join("out")).unwrap(),
+        "from inside\n"
+    );
+    let refused = c
+        .run(&mount("rbind:ro"), "b", &["touch", "/mnt/deep/no"])
+        .fails("Read-only");
     refused.expect_code(1);
 }
 
 fn mounts_a_tmpfs(c: &Case) {
     let flags = "--rm --mount type=tmpfs,src=tmpfs,dst=/scratch,options=size=64k:mode=1777";
-    let out = c.run(flags, "a", &["sh", "-c", "stat -c %a /scratch; df -k /scratch"]).ok();
+    let out = c
+        .run(
+            flags,
+            "a",
+            &["sh", "-c", "stat -c %a /scratch; df -k /scratch"],
+        )
+        .ok();
     assert!(out.starts_with("1777\n"), "{out}");
-    assert!(out.contains(" 64 "), "should have 64 blocks of 1 KiB: {out}");
+    assert!(
+        out.contains(" 64 "),
+        "should have 64 blocks of 1 KiB: {out}"
+    );
 }
 
 fn uses_what_the_image_configures(c: &Case) {
@@ -140,11 +189,13 @@ fn uses_what_the_image_configures(c: &Case) {
     let run = c.run_image(&image, "--rm", "a", &[]);
     run.prints("entry hello in /home/alice as 1000 with default\n");
     // Arguments take the place of entrypoint and command alike.
-    c.run_image(&image, "--rm", "b", &["echo", "mine"]).prints("mine\n");
+    c.run_image(&image, "--rm", "b", &["echo", "mine"])
+        .prints("mine\n");
 }
 
 fn makes_a_missing_working_directory(c: &Case) {
-    c.run("--rm --cwd /not/there/yet", "a", &["pwd"]).prints("/not/there/yet\n");
+    c.run("--rm --cwd /not/there/yet", "a", &["pwd"])
+        .prints("/not/there/yet\n");
 }
 
 fn gives_the_user_their_groups(c: &Case) {
@@ -159,11 +210,13 @@ fn reads_the_environment_from_a_file(c: &Case) {
     let file = c.file("env");
     fs::write(&file, "FROM_FILE=yes\nOTHER=a b\n").unwrap();
     let flags = format!("--rm --env-file {}", file.display());
-    c.run(&flags, "a", &["sh", "-c", "echo $FROM_FILE $OTHER"]).prints("yes a b\n");
+    c.run(&flags, "a", &["sh", "-c", "echo $FROM_FILE $OTHER"])
+        .prints("yes a b\n");
 }
 
 fn sets_the_hostname(c: &Case) {
-    c.run("--rm --hostname rusty", "a", &["hostname"]).prints("rusty\n");
+    c.run("--rm --hostname rusty", "a", &["hostname"])
+        .prints("rusty\n");
 }
 
 fn shows_the_default_devices(c: &Case) {
@@ -172,8 +225,13 @@ fn shows_the_default_devices(c: &Case) {
                   for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done";
     let out = c.run("--rm", "a", &["sh", "-c", script]).ok();
     let mut expected = String::new();
-    let devices =
-        [("null", "1:3"), ("zero", "1:5"), ("full", "1:7"), ("random", "1:8"), ("urandom", "1:9")];
+    let devices = [
+        ("null", "1:3"),
+        ("zero", "1:5"),
+        ("full", "1:7"),
+        ("random", "1:8"),
+        ("urandom", "1:9"),
+    ];
     for (name, number) in devices.into_iter().chain([("tty", "5:0")]) {
         expected += &format!("/dev/{name} character special file {number} 666\n");
     }
@@ -199,16 +257,27 @@ fn shows_the_default_devices(c: &Case) {
 }
 
 fn shows_only_its_own_processes(c: &Case) {
-    let out = c.run("--rm", "a", &["sh", "-c", "echo $$; ls -d /proc/[0-9]* | wc -l"]).ok();
+    let out = c
+        .run(
+            "--rm",
+            "a",
+            &["sh", "-c", "echo $$; ls -d /proc/[0-9]* | wc -l"],
+        )
+        .ok();
     let lines: Vec<_> = out.lines().collect();
     assert_eq!(lines[0], "1", "init is pid 1");
-    assert!(lines[1].parse::<u32>().unwrap() <= 4, "sees foreign processes: {out}");
+    assert!(
+        lines[1].parse::<u32>().unwrap() <= 4,
+        "sees foreign processes: {out}"
+    );
 }
 
 fn runs_dynamically_linked_programs(c: &Case) {
     let image = images::glibc();
-    c.run_image(&image, "--rm --env A=b", "a", &["env", "-u", "PATH"]).ok();
-    c.run_image(&image, "--rm", "b", &["/usr/bin/id", "-u"]).prints("0\n");
+    c.run_image(&image, "--rm --env A=b", "a", &["env", "-u", "PATH"])
+        .ok();
+    c.run_image(&image, "--rm", "b", &["/usr/bin/id", "-u"])
+        .prints("0\n");
 }
 
 fn sees_layers_as_one_tree(c: &Case) {
@@ -217,7 +286,9 @@ fn sees_layers_as_one_tree(c: &Case) {
                   stat -c '%n %a %u:%g %h' replaced owned kept/a kept/b; \
                   readlink kept/link; readlink kept/dangling; stat -c %F fifo; \
                   find /long -type f | wc -c; find / -xdev -name '.wh.*' | wc -l";
-    let out = c.run_image(&images::layered(), "--rm", "a", &["sh", "-c", script]).ok();
+    let out = c
+        .run_image(&images::layered(), "--rm", "a", &["sh", "-c", script])
+        .ok();
     let numbers = "n0 n1 n10 n11 n12 n13 n14 n15 n16 n17 n2 n3 n4 n5 n6 n7 n8 n9";
     let expected = format!(
         "becomes-dir becomes-file count fifo kept {numbers} opaque owned replaced xattr \n\
@@ -229,15 +300,22 @@ fn sees_layers_as_one_tree(c: &Case) {
 }
 
 fn runs_a_zstd_image(c: &Case) {
-    c.run_image(&images::zstd(), "--rm", "a", &["cat", "/plain"]).prints("plain");
+    c.run_image(&images::zstd(), "--rm", "a", &["cat", "/plain"])
+        .prints("plain");
 }
 
 fn runs_a_docker_image(c: &Case) {
-    c.run_image(&images::docker(), "--rm", "a", &["echo", "docker"]).prints("docker\n");
+    c.run_image(&images::docker(), "--rm", "a", &["echo", "docker"])
+        .prints("docker\n");
 }
 
 fn runs_from_the_native_snapshotter(c: &Case) {
-    c.run("--rm --snapshotter native", "a", &["sh", "-c", "touch /x; ls /x"]).prints("/x\n");
+    c.run(
+        "--rm --snapshotter native",
+        "a",
+        &["sh", "-c", "touch /x; ls /x"],
+    )
+    .prints("/x\n");
     // The image's snapshots there are not removed with it before the next collection.
     let keys = c.column("snapshots --snapshotter native ls");
     assert_eq!(keys.len(), 1, "one layer: {keys:?}");
@@ -246,7 +324,12 @@ fn runs_from_the_native_snapshotter(c: &Case) {
 fn runs_from_a_plain_directory(c: &Case) {
     let root = busybox_directory(c);
     let flags = format!("--rm --fifo-dir {} --rootfs", c.dir.join("fifo").display());
-    let run = c.ctr("run --runtime").arg(&c.runtime).words(&flags).arg(&root).arg("a");
+    let run = c
+        .ctr("run --runtime")
+        .arg(&c.runtime)
+        .words(&flags)
+        .arg(&root)
+        .arg("a");
     run.args(["/bin/echo", "no image"]).prints("no image\n");
 }
 
@@ -262,7 +345,11 @@ fn runs_from_a_config_file(c: &Case) {
     });
     let file = c.file("config.json");
     fs::write(&file, spec.to_string()).unwrap();
-    let run = c.ctr("run --rm --runtime").arg(&c.runtime).arg("--fifo-dir").arg(c.dir.join("fifo"));
+    let run = c
+        .ctr("run --rm --runtime")
+        .arg(&c.runtime)
+        .arg("--fifo-dir")
+        .arg(c.dir.join("fifo"));
     let done = run.arg("--config").arg(file).arg("a").run();
     done.expect_code(3);
     assert_eq!(done.out(), "config\n");
@@ -282,8 +369,16 @@ fn busybox_directory(c: &Case) -> std::path::PathBuf {
 
 fn writes_the_pid_file(c: &Case) {
     let file = c.file("pid");
-    c.run(&format!("-d --null-io --pid-file {}", file.display()), "a", &["sleep", "100"]).ok();
-    assert_eq!(fs::read_to_string(&file).unwrap().trim(), c.pid("a").to_string());
+    c.run(
+        &format!("-d --null-io --pid-file {}", file.display()),
+        "a",
+        &["sleep", "100"],
+    )
+    .ok();
+    assert_eq!(
+        fs::read_to_string(&file).unwrap().trim(),
+        c.pid("a").to_string()
+    );
     c.remove("a");
 }
 
@@ -291,7 +386,8 @@ fn logs_to_a_file(c: &Case) {
     let file = c.file("logs/deep/log");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     let flags = format!("-d --log-uri file://{}", file.display());
-    c.run(&flags, "a", &["sh", "-c", "echo out; echo err >&2"]).ok();
+    c.run(&flags, "a", &["sh", "-c", "echo out; echo err >&2"])
+        .ok();
     let both = || {
         let log = fs::read_to_string(&file).unwrap_or_default();
         let mut lines: Vec<_> = log.lines().collect();
@@ -316,7 +412,8 @@ fn logs_to_a_program(c: &Case) {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&script, mode).unwrap();
     let flags = format!("-d --log-uri binary://{}?key=value", script.display());
-    c.run(&flags, "a", &["sh", "-c", "echo out; echo err >&2"]).ok();
+    c.run(&flags, "a", &["sh", "-c", "echo out; echo err >&2"])
+        .ok();
     c.wait_stopped("a");
     c.remove("a");
     let ended = || {
@@ -325,7 +422,10 @@ fn logs_to_a_program(c: &Case) {
     };
     let log = corten_integration::process::eventually(std::time::Duration::from_secs(10), ended);
     let log = log.unwrap_or_else(|| panic!("{:?}", fs::read_to_string(&file)));
-    assert!(log.starts_with(&format!("a {} key value\n", c.namespace)), "{log}");
+    assert!(
+        log.starts_with(&format!("a {} key value\n", c.namespace)),
+        "{log}"
+    );
 }
 
 fn joins_the_network_of_another(c: &Case) {
@@ -339,9 +439,14 @@ fn joins_the_network_of_another(c: &Case) {
 }
 
 fn writes_are_lost_with_the_container(c: &Case) {
-    c.run("--rm", "a", &["sh", "-c", "echo x > /new; rm /etc/passwd"]).ok();
-    c.run("--rm", "a", &["sh", "-c", "ls /new /etc/passwd 2>/dev/null; true"])
-        .prints("/etc/passwd\n");
+    c.run("--rm", "a", &["sh", "-c", "echo x > /new; rm /etc/passwd"])
+        .ok();
+    c.run(
+        "--rm",
+        "a",
+        &["sh", "-c", "ls /new /etc/passwd 2>/dev/null; true"],
+    )
+    .prints("/etc/passwd\n");
 }
 
 fn leaves_no_zombies(c: &Case) {
@@ -351,7 +456,9 @@ fn leaves_no_zombies(c: &Case) {
         c.exec("", "a", &["sh", "-c", "sh -c 'sleep 0.05 &'"]).ok();
     }
     let shims = corten_integration::leaks::processes_naming(&c.namespace);
-    let shims = shims.iter().filter(|(_, line)| line.contains("containerd-shim"));
+    let shims = shims
+        .iter()
+        .filter(|(_, line)| line.contains("containerd-shim"));
     let shims: Vec<_> = shims.map(|(pid, _)| pid.to_string()).collect();
     assert!(!shims.is_empty());
     let zombies = || {
@@ -364,19 +471,29 @@ fn leaves_no_zombies(c: &Case) {
     };
     let none = || (zombies() == 0).then_some(());
     let none = corten_integration::process::eventually(std::time::Duration::from_secs(5), none);
-    assert!(none.is_some(), "{} children of the shim are not reaped", zombies());
+    assert!(
+        none.is_some(),
+        "{} children of the shim are not reaped",
+        zombies()
+    );
     c.remove("a");
 }
 
 fn accepts_a_long_argument_list(c: &Case) {
     let long = "x".repeat(20_000);
-    let done = c.run("--rm", "a", &["echo", &long, "", "two words", "ümlaut"]).ok();
+    let done = c
+        .run("--rm", "a", &["echo", &long, "", "two words", "ümlaut"])
+        .ok();
     assert_eq!(done, format!("{long}  two words ümlaut\n"));
 }
 
 fn names_the_image_and_labels(c: &Case) {
-    c.run("-d --null-io --label who=me --annotation org.example.note=here", "a", &["sleep", "100"])
-        .ok();
+    c.run(
+        "-d --null-io --label who=me --annotation org.example.note=here",
+        "a",
+        &["sleep", "100"],
+    )
+    .ok();
     let info = c.ctr("containers info a").ok();
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     assert_eq!(info["Image"], images::busybox().name);
@@ -402,5 +519,7 @@ fn ends_when_its_client_is_signalled(c: &Case) {
 
 fn kills_what_init_leaves_running(c: &Case) {
     let script = "sleep 1000 & sleep 1000 & exit 5";
-    c.run("--rm", "a", &["sh", "-c", script]).run().expect_code(5);
+    c.run("--rm", "a", &["sh", "-c", script])
+        .run()
+        .expect_code(5);
 }

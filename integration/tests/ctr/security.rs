@@ -38,8 +38,10 @@ pub(crate) fn tests() -> Vec<Test> {
 /// The status of a container's init, as the container sees it.
 fn status(c: &Case, flags: &str, key: &str) -> String {
     let script = format!("grep ^{key}: /proc/self/status");
-    let out = c.run(&format!("--rm {flags}"), "a", &["sh", "-c", &script]).ok();
-    out.trim().split_whitespace().last().unwrap_or_default().to_owned()
+    let out = c
+        .run(&format!("--rm {flags}"), "a", &["sh", "-c", &script])
+        .ok();
+    out.split_whitespace().last().unwrap_or_default().to_owned()
 }
 
 fn bits(mask: &str) -> u64 {
@@ -66,7 +68,8 @@ fn filters_system_calls_on_request(c: &Case) {
     assert_eq!(status(c, "--seccomp", "Seccomp"), "2");
     // Without CAP_SYS_ADMIN the default profile refuses new user namespaces, which would else work.
     let unshare = ["unshare", "-U", "true"];
-    c.run("--rm --seccomp", "b", &unshare).fails("Operation not permitted");
+    c.run("--rm --seccomp", "b", &unshare)
+        .fails("Operation not permitted");
     c.run("--rm", "c", &unshare).ok();
 }
 
@@ -80,12 +83,15 @@ fn keeps_set_uid_programs_from_raising_privileges(c: &Case) {
     let id = ["/usr/bin/id"];
     let bound = c.run_image(&image, "--rm --user 1000", "a", &id).ok();
     assert!(!bound.contains("euid"), "{bound}");
-    let free = c.run_image(&image, "--rm --user 1000 --allow-new-privs", "b", &id).ok();
+    let free = c
+        .run_image(&image, "--rm --user 1000 --allow-new-privs", "b", &id)
+        .ok();
     assert!(free.contains("euid=0"), "{free}");
 }
 
 fn makes_the_root_read_only(c: &Case) {
-    c.run("--rm --read-only", "a", &["touch", "/x"]).fails("Read-only file system");
+    c.run("--rm --read-only", "a", &["touch", "/x"])
+        .fails("Read-only file system");
     c.run("--rm --read-only", "b", &["touch", "/run/x"]).ok();
 }
 
@@ -97,14 +103,16 @@ fn shares_the_host_network_on_request(c: &Case) {
     let out = c.run("--rm", "b", &link).ok();
     assert_ne!(out.trim(), host.to_str().unwrap());
     let resolv = fs::read_to_string("/etc/resolv.conf").unwrap();
-    c.run("--rm --net-host", "c", &["cat", "/etc/resolv.conf"]).prints(&resolv);
+    c.run("--rm --net-host", "c", &["cat", "/etc/resolv.conf"])
+        .prints(&resolv);
 }
 
 fn gives_a_privileged_container_everything(c: &Case) {
     let ours = status_of(std::process::id(), "CapEff");
     assert_eq!(status(c, "--privileged", "CapEff"), ours);
     assert_eq!(status(c, "--privileged", "Seccomp"), "0");
-    let script = "test -w /proc/sys/kernel/domainname && test -e /dev/kmsg && mount -t tmpfs x /tmp";
+    let script =
+        "test -w /proc/sys/kernel/domainname && test -e /dev/kmsg && mount -t tmpfs x /tmp";
     c.run("--rm --privileged", "b", &["sh", "-c", script]).ok();
 }
 
@@ -132,7 +140,11 @@ fn hides_kernel_files(c: &Case) {
                   ls /proc/acpi /sys/firmware 2>/dev/null | grep -vc : ; true";
     let out = c.run("--rm", "a", &["sh", "-c", script]).ok();
     assert!(out.starts_with("0\n"), "{out}");
-    for path in ["/proc/sys/kernel/domainname", "/proc/sysrq-trigger", "/sys/kernel/uevent_seqnum"] {
+    for path in [
+        "/proc/sys/kernel/domainname",
+        "/proc/sysrq-trigger",
+        "/sys/kernel/uevent_seqnum",
+    ] {
         let script = format!("echo x > {path}");
         c.run("--rm", "b", &["sh", "-c", &script]).fails("");
     }
@@ -165,7 +177,12 @@ fn stays_inside_when_the_image_tries_to_escape(c: &Case) {
     let image = images::hostile(&outside);
     let imported = c.new_ctr("images import").arg(image.archive()).run();
     let inside = || fs::read_dir(&outside).unwrap().count();
-    assert_eq!(inside(), 0, "the import wrote outside of the image:\n{}", imported.report());
+    assert_eq!(
+        inside(),
+        0,
+        "the import wrote outside of the image:\n{}",
+        imported.report()
+    );
     assert!(!c.daemon.root().join("dotdot").exists());
     if imported.code() == 0 {
         c.run_named(&image.name, "--rm", "a", &["true"]).ok();
@@ -176,17 +193,29 @@ fn stays_inside_when_the_image_tries_to_escape(c: &Case) {
 fn leaks_no_descriptors(c: &Case) {
     // 0, 1, 2 and the descriptor with which ls reads the directory.
     let out = c.run("--rm", "a", &["ls", "/proc/self/fd"]).ok();
-    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+    assert_eq!(
+        out.split_whitespace().collect::<Vec<_>>(),
+        ["0", "1", "2", "3"]
+    );
     let out = c.run("--rm", "b", &["ls", "-l", "/proc/self/fd"]).ok();
     let names: Vec<_> = out.lines().filter(|l| l.contains("->")).collect();
-    assert!(names.iter().take(3).all(|l| l.contains("pipe:") || l.contains("fifo") || l.contains("/dev/null")), "{out}");
+    assert!(
+        names
+            .iter()
+            .take(3)
+            .all(|l| l.contains("pipe:") || l.contains("fifo") || l.contains("/dev/null")),
+        "{out}"
+    );
 }
 
 fn runs_with_the_oom_score_it_can_get(c: &Case) {
     let name = c.has(&images::busybox());
     let run = |score: i32| {
         let dump = c.file("spec.json");
-        let dumped = c.new_ctr("run --rm --null-io --runtime").arg(&c.runtime).arg("--dump-config");
+        let dumped = c
+            .new_ctr("run --rm --null-io --runtime")
+            .arg(&c.runtime)
+            .arg("--dump-config");
         // A run that fails still writes the spec: the score is then put into it.
         dumped.arg(&dump).args([&name, "dump", "true"]).ok();
         let mut spec: serde_json::Value =
@@ -200,7 +229,11 @@ fn runs_with_the_oom_score_it_can_get(c: &Case) {
         spec["linux"]["cgroupsPath"] = serde_json::json!(format!("/{}/a", c.namespace));
         let file = c.file("config.json");
         fs::write(&file, spec.to_string()).unwrap();
-        let run = c.ctr("run --rm --runtime").arg(&c.runtime).arg("--config").arg(file);
+        let run = c
+            .ctr("run --rm --runtime")
+            .arg(&c.runtime)
+            .arg("--config")
+            .arg(file);
         run.arg("--fifo-dir").arg(c.dir.join("fifo")).arg("a").run()
     };
     let done = run(500);
@@ -219,13 +252,19 @@ fn runs_with_the_oom_score_it_can_get(c: &Case) {
         let done = run(-500);
         done.expect_code(0);
         let score: i32 = done.out().trim().parse().unwrap();
-        assert!((0..=1).contains(&score), "clamped to what the host allows, not {score}");
+        assert!(
+            (0..=1).contains(&score),
+            "clamped to what the host allows, not {score}"
+        );
     }
 }
 
 fn sets_no_more_than_the_default_environment(c: &Case) {
     let out = c.run("--rm", "a", &["env"]).ok();
-    let mut names: Vec<_> = out.lines().filter_map(|l| Some(l.split_once('=')?.0)).collect();
+    let mut names: Vec<_> = out
+        .lines()
+        .filter_map(|l| Some(l.split_once('=')?.0))
+        .collect();
     names.sort_unstable();
     // runc adds HOME from the image's /etc/passwd.
     assert_eq!(names, ["HOME", "PATH"], "{out}");

@@ -9,7 +9,10 @@ use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut all = with_both_clients(tests![lists_layers_with_their_parents, prepares_and_commits]);
+    let mut all = with_both_clients(tests![
+        lists_layers_with_their_parents,
+        prepares_and_commits
+    ]);
     all.extend(tests![
         prints_mounts_that_work,
         measures_usage,
@@ -36,9 +39,16 @@ fn lists_layers_with_their_parents(c: &Case) {
     let heading: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(heading, ["KEY", "PARENT", "KIND"]);
     assert_eq!(table.lines().count() - 1, image.diff_ids.len());
-    let top = table.lines().find(|l| l.starts_with(&image.chain_id())).unwrap();
+    let top = table
+        .lines()
+        .find(|l| l.starts_with(&image.chain_id()))
+        .unwrap();
     assert!(top.trim_end().ends_with("Committed"), "{top}");
-    let roots = table.lines().skip(1).filter(|l| l.split_whitespace().count() == 2).count();
+    let roots = table
+        .lines()
+        .skip(1)
+        .filter(|l| l.split_whitespace().count() == 2)
+        .count();
     assert_eq!(roots, 1, "one layer has no parent:\n{table}");
 }
 
@@ -46,11 +56,15 @@ fn prepares_and_commits(c: &Case) {
     let image = images::busybox();
     c.has(&image);
     snapshots(c, "prepare active").arg(image.chain_id()).ok();
-    let info: serde_json::Value =
-        serde_json::from_str(&snapshots(c, "info active").ok()).unwrap();
-    assert_eq!((&info["Kind"], &info["Name"]), (&"Active".into(), &"active".into()));
+    let info: serde_json::Value = serde_json::from_str(&snapshots(c, "info active").ok()).unwrap();
+    assert_eq!(
+        (&info["Kind"], &info["Name"]),
+        (&"Active".into(), &"active".into())
+    );
     assert_eq!(info["Parent"], image.chain_id());
-    snapshots(c, "prepare active").arg(image.chain_id()).fails("already exists");
+    snapshots(c, "prepare active")
+        .arg(image.chain_id())
+        .fails("already exists");
     // ctr roots what it commits, so that no collection takes it.
     snapshots(c, "commit done active").ok();
     snapshots(c, "info active").fails("not found");
@@ -102,9 +116,23 @@ fn shows_the_tree(c: &Case) {
     let image = images::layered();
     c.has(&image);
     let tree = snapshots(c, "tree").ok();
-    assert_eq!(tree.trim_end().lines().count(), image.diff_ids.len(), "{tree}");
-    assert!(tree.trim_start().starts_with("sha256:"), "the root comes first: {tree}");
-    assert!(tree.trim_end().lines().last().unwrap().contains(&image.chain_id()), "{tree}");
+    assert_eq!(
+        tree.trim_end().lines().count(),
+        image.diff_ids.len(),
+        "{tree}"
+    );
+    assert!(
+        tree.trim_start().starts_with("sha256:"),
+        "the root comes first: {tree}"
+    );
+    assert!(
+        tree.trim_end()
+            .lines()
+            .last()
+            .unwrap()
+            .contains(&image.chain_id()),
+        "{tree}"
+    );
 }
 
 fn labels_snapshots(c: &Case) {
@@ -113,8 +141,7 @@ fn labels_snapshots(c: &Case) {
     snapshots(c, "prepare active").arg(image.chain_id()).ok();
     let out = snapshots(c, "label active color=rust").ok();
     assert!(out.contains("color=rust"), "{out}");
-    let info: serde_json::Value =
-        serde_json::from_str(&snapshots(c, "info active").ok()).unwrap();
+    let info: serde_json::Value = serde_json::from_str(&snapshots(c, "info active").ok()).unwrap();
     assert_eq!(info["Labels"]["color"], "rust");
     snapshots(c, "rm active").ok();
 }
@@ -123,7 +150,9 @@ fn refuses_to_remove_a_parent(c: &Case) {
     let image = images::busybox();
     c.has(&image);
     snapshots(c, "prepare active").arg(image.chain_id()).ok();
-    snapshots(c, "rm").arg(image.chain_id()).fails("cannot remove snapshot with child");
+    snapshots(c, "rm")
+        .arg(image.chain_id())
+        .fails("cannot remove snapshot with child");
     snapshots(c, "rm active").ok();
 }
 
@@ -150,7 +179,12 @@ fn works_without_overlayfs(c: &Case) {
 }
 
 fn diffs_a_snapshot(c: &Case) {
-    c.run("-d --null-io", "a", &["sh", "-c", "echo new > /new; rm /etc/group; sleep 1000"]).ok();
+    c.run(
+        "-d --null-io",
+        "a",
+        &["sh", "-c", "echo new > /new; rm /etc/group; sleep 1000"],
+    )
+    .ok();
     let done = || {
         let out = c.exec("", "a", &["ls", "/etc"]).ok();
         (!out.contains("group")).then_some(())
@@ -160,17 +194,25 @@ fn diffs_a_snapshot(c: &Case) {
     packed.expect_code(0);
     let reader = flate2::read::GzDecoder::new(packed.stdout.as_slice());
     let mut archive = tar::Archive::new(reader);
-    let names = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned());
+    let names = archive
+        .entries()
+        .unwrap()
+        .map(|e| e.unwrap().path().unwrap().into_owned());
     let names: Vec<_> = names.map(|p| p.to_string_lossy().into_owned()).collect();
     assert!(names.contains(&"new".to_owned()), "{names:?}");
     assert!(names.contains(&"etc/.wh.group".to_owned()), "{names:?}");
-    assert!(!names.iter().any(|n| n.contains("busybox")), "only what changed: {names:?}");
+    assert!(
+        !names.iter().any(|n| n.contains("busybox")),
+        "only what changed: {names:?}"
+    );
     c.remove("a");
 }
 
 fn unpacks_an_image(c: &Case) {
     let image = images::layered();
-    c.new_ctr("images import --no-unpack").arg(image.archive()).ok();
+    c.new_ctr("images import --no-unpack")
+        .arg(image.archive())
+        .ok();
     let out = c.new_ctr("snapshots unpack").arg(&image.digest).run();
     assert_eq!(out.code(), 0, "{}", out.report());
     assert!(c.column("snapshots ls").contains(&image.chain_id()));
@@ -178,7 +220,12 @@ fn unpacks_an_image(c: &Case) {
 
 fn keeps_hidden_files_hidden(c: &Case) {
     // A whiteout made by the container itself, in its own layer, survives a commit.
-    c.run("-d --null-io", "a", &["sh", "-c", "rm -r /etc; mkdir /etc; exec sleep 1000"]).ok();
+    c.run(
+        "-d --null-io",
+        "a",
+        &["sh", "-c", "rm -r /etc; mkdir /etc; exec sleep 1000"],
+    )
+    .ok();
     let done = || (c.exec("", "a", &["ls", "/etc"]).ok().is_empty()).then_some(());
     corten_integration::process::eventually(std::time::Duration::from_secs(10), done).unwrap();
     let _ = c.ctr("task delete -f a").run();

@@ -61,9 +61,15 @@ fn lists_tasks_with_pid_and_status(c: &Case) {
 
 fn runs_a_command_in_a_container(c: &Case) {
     c.sleeper("a");
-    c.exec("", "a", &["echo", "from inside"]).prints("from inside\n");
-    let done = c.exec("", "a", &["sh", "-c", "echo out; echo err >&2"]).run();
-    assert_eq!((done.out().as_str(), done.err().as_str()), ("out\n", "err\n"));
+    c.exec("", "a", &["echo", "from inside"])
+        .prints("from inside\n");
+    let done = c
+        .exec("", "a", &["sh", "-c", "echo out; echo err >&2"])
+        .run();
+    assert_eq!(
+        (done.out().as_str(), done.err().as_str()),
+        ("out\n", "err\n")
+    );
     c.exec("", "a", &["cat", "/proc/1/comm"]).prints("sleep\n");
     c.remove("a");
 }
@@ -72,14 +78,19 @@ fn passes_the_exit_code_of_an_exec_on(c: &Case) {
     c.sleeper("a");
     for code in [0, 1, 42] {
         let script = format!("exit {code}");
-        c.exec("", "a", &["sh", "-c", &script]).run().expect_code(code);
+        c.exec("", "a", &["sh", "-c", &script])
+            .run()
+            .expect_code(code);
     }
     c.remove("a");
 }
 
 fn feeds_stdin_to_an_exec(c: &Case) {
     c.sleeper("a");
-    let mut exec = c.exec("", "a", &["sh", "-c", "echo ready; wc -c"]).stdin("").start();
+    let mut exec = c
+        .exec("", "a", &["sh", "-c", "echo ready; wc -c"])
+        .stdin("")
+        .start();
     exec.wait_output("ready");
     exec.send(&vec![b'y'; 70_000]);
     let done = exec.wait();
@@ -98,7 +109,11 @@ fn kills_with_the_signal_asked_for(c: &Case) {
     c.ctr("task kill -s SIGUSR1 a").ok();
     c.wait_stopped("a");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains("exit with non-zero exit code 12") || done.code() == 12, "{}", done.report());
+    assert!(
+        done.err().contains("exit with non-zero exit code 12") || done.code() == 12,
+        "{}",
+        done.report()
+    );
     c.ctr("containers rm a").ok();
 }
 
@@ -106,17 +121,24 @@ fn kills_hard(c: &Case) {
     c.sleeper("a");
     c.ctr("task kill --signal SIGKILL a").ok();
     c.wait_stopped("a");
-    c.ctr("task kill -s SIGKILL a").fails("process already finished: not found");
+    c.ctr("task kill -s SIGKILL a")
+        .fails("process already finished: not found");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains("137") || done.code() == 137, "{}", done.report());
+    assert!(
+        done.err().contains("137") || done.code() == 137,
+        "{}",
+        done.report()
+    );
     c.ctr("containers rm a").ok();
 }
 
 fn pauses_and_resumes(c: &Case) {
     let file = c.file("ticks");
     std::fs::write(&file, "").unwrap();
-    let flags =
-        format!("-d --null-io --mount type=bind,src={},dst=/ticks,options=bind:rw", file.display());
+    let flags = format!(
+        "-d --null-io --mount type=bind,src={},dst=/ticks,options=bind:rw",
+        file.display()
+    );
     let script = "while :; do echo tick >> /ticks; sleep 0.02; done";
     c.run(&flags, "a", &["sh", "-c", script]).ok();
     let size = || std::fs::metadata(&file).unwrap().len();
@@ -125,7 +147,11 @@ fn pauses_and_resumes(c: &Case) {
     c.ctr("task pause a").ok();
     assert_eq!(c.status("a").as_deref(), Some("PAUSED"));
     let paused = size();
-    assert!(eventually(Duration::from_millis(300), || (size() > paused).then_some(())).is_none());
+    assert!(
+        eventually(Duration::from_millis(300), || (size() > paused)
+            .then_some(()))
+        .is_none()
+    );
     c.ctr("task resume a").ok();
     assert_eq!(c.status("a").as_deref(), Some("RUNNING"));
     grows(paused).expect("it ticks again");
@@ -138,7 +164,10 @@ fn lists_the_processes_of_a_task(c: &Case) {
     let pids = eventually(Duration::from_secs(10), three).expect("a shell and two sleeps");
     assert!(pids.contains(&c.pid("a").to_string()));
     for pid in &pids {
-        assert!(std::path::Path::new("/proc").join(pid).exists(), "{pid} is a host pid");
+        assert!(
+            std::path::Path::new("/proc").join(pid).exists(),
+            "{pid} is a host pid"
+        );
     }
     c.remove("a");
 }
@@ -146,18 +175,27 @@ fn lists_the_processes_of_a_task(c: &Case) {
 fn measures_a_task(c: &Case) {
     c.sleeper("a");
     let table = c.ctr("task metrics a").ok();
-    assert!(table.contains("METRIC") && table.contains("memory.usage"), "{table}");
+    assert!(
+        table.contains("METRIC") && table.contains("memory.usage"),
+        "{table}"
+    );
     let json = c.ctr("task metrics --format json a").ok();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["pids"]["current"], 1, "{json}");
     let memory = [&json["memory"]["usage"]["usage"], &json["memory"]["usage"]];
-    assert!(memory.iter().any(|v| v.as_u64().is_some_and(|n| n > 0)), "{json}");
+    assert!(
+        memory.iter().any(|v| v.as_u64().is_some_and(|n| n > 0)),
+        "{json}"
+    );
     c.remove("a");
 }
 
 fn starts_what_was_only_created(c: &Case) {
     let name = c.has(&corten_integration::images::busybox());
-    c.ctr("containers create --runtime").arg(&c.runtime).args([&name, "a", "sleep", "1000"]).ok();
+    c.ctr("containers create --runtime")
+        .arg(&c.runtime)
+        .args([&name, "a", "sleep", "1000"])
+        .ok();
     assert_eq!(c.status("a"), None);
     c.ctr("task start --null-io -d a").ok();
     assert_eq!(c.status("a").as_deref(), Some("RUNNING"));
@@ -181,7 +219,8 @@ fn attaches_to_a_running_task(c: &Case) {
 fn deletes_by_force(c: &Case) {
     c.sleeper("a");
     let pid = c.pid("a");
-    c.ctr("task delete a").fails("task must be stopped before deletion: running");
+    c.ctr("task delete a")
+        .fails("task must be stopped before deletion: running");
     assert_eq!(c.status("a").as_deref(), Some("RUNNING"));
     let _ = c.ctr("task delete --force a").run();
     assert_eq!(c.status("a"), None);
@@ -190,7 +229,8 @@ fn deletes_by_force(c: &Case) {
 }
 
 fn execs_in_the_directory_and_as_the_user_asked_for(c: &Case) {
-    c.run("-d --null-io --env FROM=run", "a", &["sleep", "1000"]).ok();
+    c.run("-d --null-io --env FROM=run", "a", &["sleep", "1000"])
+        .ok();
     let script = "echo $(id -u):$(id -g) $PWD $FROM";
     c.exec("--cwd /usr/bin --user 1000:50", "a", &["sh", "-c", script])
         .prints("1000:50 /usr/bin run\n");
@@ -202,7 +242,14 @@ fn execs_in_the_directory_and_as_the_user_asked_for(c: &Case) {
 fn execs_side_by_side(c: &Case) {
     c.sleeper("a");
     let all: Vec<_> = (0..8)
-        .map(|n| c.exec("", "a", &["sh", "-c", &format!("sleep 0.2; echo {n}; exit {n}")]).start())
+        .map(|n| {
+            c.exec(
+                "",
+                "a",
+                &["sh", "-c", &format!("sleep 0.2; echo {n}; exit {n}")],
+            )
+            .start()
+        })
         .collect();
     for (n, exec) in (0..).zip(all) {
         let done = exec.wait();
@@ -214,22 +261,29 @@ fn execs_side_by_side(c: &Case) {
 
 fn execs_in_the_background(c: &Case) {
     c.sleeper("a");
-    c.ctr("task exec -d --exec-id back --log-uri file:///dev/null a sleep 1000").ok();
+    c.ctr("task exec -d --exec-id back --log-uri file:///dev/null a sleep 1000")
+        .ok();
     let two = || (c.column("task ps a").len() == 2).then_some(());
     eventually(Duration::from_secs(10), two).expect("init and the exec");
     let table = c.ctr("task ps a").ok();
-    assert!(table.contains("exec_id") && table.contains("back"), "{table}");
+    assert!(
+        table.contains("exec_id") && table.contains("back"),
+        "{table}"
+    );
     c.ctr("task kill -s SIGKILL --exec-id back a").ok();
     let gone = || c.ctr("task delete --exec-id back a").run();
-    let deleted =
-        eventually(Duration::from_secs(10), || (!gone().err().contains("must be stopped")).then_some(()));
+    let deleted = eventually(Duration::from_secs(10), || {
+        (!gone().err().contains("must be stopped")).then_some(())
+    });
     deleted.expect("the exec ends and is deleted");
     c.remove("a");
 }
 
 fn kills_an_exec_alone(c: &Case) {
     c.sleeper("a");
-    let exec = c.ctr("task exec --exec-id x --fifo-dir").arg(c.dir.join("fifo"));
+    let exec = c
+        .ctr("task exec --exec-id x --fifo-dir")
+        .arg(c.dir.join("fifo"));
     let mut exec = exec.words("a sh -c").arg("echo ready; sleep 1000").start();
     exec.wait_output("ready");
     c.ctr("task kill -s SIGKILL --exec-id x a").ok();
@@ -239,7 +293,10 @@ fn kills_an_exec_alone(c: &Case) {
 }
 
 fn kills_all_processes(c: &Case) {
-    c.background("a", &["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000; true"]);
+    c.background(
+        "a",
+        &["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000; true"],
+    );
     let three = || (c.column("task ps a").len() == 3).then_some(());
     eventually(Duration::from_secs(10), three).expect("a shell and two sleeps");
     c.ctr("task kill --all -s SIGKILL a").ok();
@@ -248,19 +305,30 @@ fn kills_all_processes(c: &Case) {
 }
 
 fn reports_a_kill_as_137(c: &Case) {
-    let mut run = c.run("--rm", "a", &["sh", "-c", "echo ready; exec sleep 1000"]).start();
+    let mut run = c
+        .run("--rm", "a", &["sh", "-c", "echo ready; exec sleep 1000"])
+        .start();
     run.wait_output("ready");
     c.ctr("task kill -s SIGKILL a").ok();
     run.ended().expect_code(137);
 }
 
 fn reports_a_term_as_143(c: &Case) {
-    c.run("--rm", "a", &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"]).run().expect_code(143);
-    let mut run = c.run("--rm", "b", &["sh", "-c", "echo ready; sleep 1000"]).start();
+    c.run("--rm", "a", &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"])
+        .run()
+        .expect_code(143);
+    let mut run = c
+        .run("--rm", "b", &["sh", "-c", "echo ready; sleep 1000"])
+        .start();
     run.wait_output("ready");
     // Init ignores a TERM that it has no handler for, but an exec does not.
-    let exec = c.ctr("task exec --exec-id x --fifo-dir").arg(c.dir.join("fifo"));
-    let mut exec = exec.words("b sh -c").arg("echo ready; exec sleep 1000").start();
+    let exec = c
+        .ctr("task exec --exec-id x --fifo-dir")
+        .arg(c.dir.join("fifo"));
+    let mut exec = exec
+        .words("b sh -c")
+        .arg("echo ready; exec sleep 1000")
+        .start();
     exec.wait_output("ready");
     c.ctr("task kill -s SIGTERM --exec-id x b").ok();
     exec.ended().expect_code(143);
@@ -271,9 +339,14 @@ fn reports_a_term_as_143(c: &Case) {
 fn keeps_a_stopped_task_until_it_is_deleted(c: &Case) {
     c.background("a", &["sh", "-c", "exit 21"]);
     c.wait_stopped("a");
-    c.exec("", "a", &["true"]).fails("cannot exec in a stopped state");
+    c.exec("", "a", &["true"])
+        .fails("cannot exec in a stopped state");
     let done = c.ctr("task delete a").run();
-    assert!(done.err().contains("21") || done.code() == 21, "{}", done.report());
+    assert!(
+        done.err().contains("21") || done.code() == 21,
+        "{}",
+        done.report()
+    );
     c.ctr("task delete a").fails("no running task found");
     c.ctr("containers rm a").ok();
 }
@@ -296,7 +369,10 @@ fn joins_the_namespaces_of_init(c: &Case) {
     let pid = c.pid("a");
     let script = "for n in pid mnt uts ipc net user cgroup; do readlink /proc/self/ns/$n; done";
     let out = c.exec("", "a", &["sh", "-c", script]).ok();
-    for (line, kind) in out.lines().zip(["pid", "mnt", "uts", "ipc", "net", "user", "cgroup"]) {
+    for (line, kind) in out
+        .lines()
+        .zip(["pid", "mnt", "uts", "ipc", "net", "user", "cgroup"])
+    {
         let init = std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_eq!(line, init.to_str().unwrap());
     }
@@ -304,8 +380,15 @@ fn joins_the_namespaces_of_init(c: &Case) {
 }
 
 fn shares_the_cgroup_of_init(c: &Case) {
-    c.run("-d --null-io --memory-limit 33554432", "a", &["sleep", "1000"]).ok();
-    let mut exec = c.exec("", "a", &["sh", "-c", "echo ready; sleep 1000; true"]).start();
+    c.run(
+        "-d --null-io --memory-limit 33554432",
+        "a",
+        &["sleep", "1000"],
+    )
+    .ok();
+    let mut exec = c
+        .exec("", "a", &["sh", "-c", "echo ready; sleep 1000; true"])
+        .start();
     exec.wait_output("ready");
     let pids = c.column("task ps a");
     assert_eq!(pids.len(), 3, "init, the shell and its sleep: {pids:?}");
@@ -324,7 +407,9 @@ fn shares_the_cgroup_of_init(c: &Case) {
 
 fn ends_its_execs_when_init_ends(c: &Case) {
     c.sleeper("a");
-    let mut exec = c.exec("", "a", &["sh", "-c", "echo ready; sleep 1000"]).start();
+    let mut exec = c
+        .exec("", "a", &["sh", "-c", "echo ready; sleep 1000"])
+        .start();
     exec.wait_output("ready");
     c.ctr("task kill -s SIGKILL a").ok();
     exec.ended().expect_code(137);
@@ -344,7 +429,10 @@ fn reads_fast_output_of_an_exec_in_full(c: &Case) {
     c.sleeper("a");
     for _ in 0..5 {
         // It ends when told to: ctr drops what it has not copied by the time of the exit.
-        let mut exec = c.exec("", "a", &["sh", "-c", "yes | head -c 300000; cat"]).stdin("").start();
+        let mut exec = c
+            .exec("", "a", &["sh", "-c", "yes | head -c 300000; cat"])
+            .stdin("")
+            .start();
         exec.wait_length(300_000);
         let done = exec.wait();
         done.expect_code(0);

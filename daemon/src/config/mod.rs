@@ -210,7 +210,7 @@ impl Config {
         self.timeouts
             .iter()
             .map(|(k, v)| {
-                let d = parse_duration(v).ok_or_else(|| ConfigError::Invalid {
+                let d = corten_core::duration::parse(v).ok_or_else(|| ConfigError::Invalid {
                     path: "timeouts".into(),
                     message: format!("{k}: {v:?} is not a duration"),
                 })?;
@@ -233,35 +233,6 @@ fn default_timeouts() -> BTreeMap<String, String> {
     .into_iter()
     .map(|(k, v)| (k.to_owned(), v.to_owned()))
     .collect()
-}
-
-/// Go's duration text: `1m0s`, `1.5h`, `300ms`, `0`.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text;
-    let mut total = 0f64;
-    while !rest.is_empty() {
-        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let value: f64 = rest[..number].parse().ok()?;
-        rest = &rest[number..];
-        let unit = rest
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        total += value
-            * match &rest[..unit] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then(|| Duration::from_secs_f64(total))
 }
 
 #[cfg(test)]

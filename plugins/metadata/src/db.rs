@@ -5,18 +5,19 @@
 //! durable; a sweep holds it alone and removes what no record names. So nothing is swept between its making and its
 //! record. Marking needs no lock: it is one mutation among the others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use corten_core::content::Backend;
 use corten_core::events::{self, Events};
+use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::snapshots::Snapshotter;
 use corten_core::tasks_set::TaskSet;
 use corten_core::{Context as _, Error, Namespace, Result};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedMutexGuard, RwLock as AsyncRwLock, oneshot};
+use tokio::sync::{RwLock as AsyncRwLock, oneshot};
 use tracing::warn;
 
 use crate::keys;
@@ -75,7 +76,7 @@ pub(crate) struct Layers {
     pub(crate) backend: Arc<dyn Snapshotter>,
     /// Shared by whoever makes snapshots, alone by their sweep.
     pub(crate) sweep: AsyncRwLock<()>,
-    pub(crate) keys: KeyLocks,
+    keys: KeyLocks,
 }
 
 /// What a deletion leaves behind.
@@ -94,12 +95,6 @@ pub(crate) enum Dirt<'a> {
 pub(crate) struct Dirty {
     pub(crate) content: bool,
     pub(crate) snapshotters: BTreeSet<String>,
-}
-
-/// Locks by name, made when wanted and dropped when nobody holds them.
-#[derive(Default)]
-pub(crate) struct KeyLocks {
-    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 // === impl Db ===
@@ -256,22 +251,12 @@ pub(crate) fn ensure_namespace(txn: &mut Txn<'_>, ns: &Namespace) -> Result<()> 
     Ok(())
 }
 
-// === impl KeyLocks ===
+// === impl Layers ===
 
-impl KeyLocks {
-    /// Holds all `names` of `ns`; in order, so that two callers never wait for each other.
-    pub(crate) async fn hold(&self, ns: &Namespace, names: &[&str]) -> Vec<OwnedMutexGuard<()>> {
-        let names: BTreeSet<String> = names.iter().map(|n| format!("{ns}/{n}")).collect();
-        let mut held = Vec::with_capacity(names.len());
-        for name in names {
-            let lock = {
-                let mut locks = self.locks.lock();
-                // Those that only the map knows are held by nobody.
-                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-                locks.entry(name).or_default().clone()
-            };
-            held.push(lock.lock_owned().await);
-        }
-        held
+impl Layers {
+    /// Holds all `names` of `ns`.
+    pub(crate) async fn hold(&self, ns: &Namespace, names: &[&str]) -> Vec<KeyGuard> {
+        let names = names.iter().map(|n| format!("{ns}/{n}")).collect();
+        self.keys.lock_all(names).await
     }
 }

@@ -18,7 +18,6 @@ mod collect;
 mod containers;
 mod content;
 mod db;
-mod duration;
 mod images;
 mod keys;
 mod leases;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use corten_core::gc::{Collector, Scheduler, Stats};
 use corten_core::tasks_set::TaskSet;
-use corten_core::{Error, Kind, Result, kinds};
+use corten_core::{Error, Kind, Result, duration, kinds};
 use corten_registry::Registration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,6 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, trace};
 
 use crate::db::Callback;
-use crate::duration;
 
 /// The config of the plugin, in containerd's words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

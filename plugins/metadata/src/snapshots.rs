@@ -242,7 +242,7 @@ async fn update(
     paths: Vec<String>,
 ) -> Result<Info> {
     let layers = db.layers(&snapshotter)?;
-    let _keys = layers.keys.hold(&ns, &[&wanted.name]).await;
+    let _keys = layers.hold(&ns, &[&wanted.name]).await;
     let _sweep = layers.sweep.read().await;
     let name = wanted.name.clone();
     let mut record = db.read(|r| get(r, &ns, &snapshotter, &name))?;
@@ -288,7 +288,7 @@ async fn commit(db: &Db, scope: Scope, snapshotter: String, c: Commit) -> Result
     let ns = scope.namespace.clone();
     let mut names = vec![c.name.as_str(), c.key.as_str()];
     names.extend((!c.parent.is_empty()).then_some(c.parent.as_str()));
-    let _keys = layers.keys.hold(&ns, &names).await;
+    let _keys = layers.hold(&ns, &names).await;
     let _sweep = layers.sweep.read().await;
     let event = SnapshotCommit {
         key: c.key.clone(),
@@ -387,7 +387,7 @@ fn finish_commit(
 
 async fn remove(db: &Db, scope: Scope, snapshotter: String, name: String) -> Result<()> {
     let layers = db.layers(&snapshotter)?;
-    let _keys = layers.keys.hold(&scope.namespace, &[&name]).await;
+    let _keys = layers.hold(&scope.namespace, &[&name]).await;
     let event = SnapshotRemove {
         key: name.clone(),
         snapshotter: snapshotter.clone(),

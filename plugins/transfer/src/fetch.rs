@@ -7,11 +7,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use corten_core::content::{Content, Writer, WriterOptions, open_writer, read_blob};
+use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::labels::{self, DISTRIBUTION_SOURCE};
 use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::keylock::KeyLocks;
 use crate::oci::{Desc, Document, MAX_DOCUMENT, gc_labels};
 use crate::progress::Tracker;
 use crate::registry::{Body, Registry};
@@ -140,7 +140,7 @@ impl Fetcher {
         Ok(document)
     }
 
-    async fn turn(&self, desc: &Desc) -> Result<crate::keylock::KeyGuard> {
+    async fn turn(&self, desc: &Desc) -> Result<KeyGuard> {
         desc.checked_digest()?;
         desc.checked_size()?;
         if desc.media_type == crate::oci::DOCKER_SCHEMA1 {

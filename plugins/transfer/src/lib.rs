@@ -16,7 +16,6 @@ mod bytestream;
 mod fakes;
 mod fetch;
 mod import;
-mod keylock;
 pub mod local;
 pub mod oci;
 pub mod platform;
@@ -29,5 +28,4 @@ pub mod streaming;
 pub mod unpack;
 
 pub use fetch::Fetcher;
-pub use keylock::KeyLocks;
 pub use progress::Tracker;

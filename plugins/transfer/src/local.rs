@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use corten_core::content::Content;
 use corten_core::diff::Differ;
 use corten_core::images::Images;
+use corten_core::keylock::KeyLocks;
 use corten_core::leases::Leases;
 use corten_core::protos::any;
 use corten_core::protos::containerd::types::transfer as api;
@@ -23,7 +24,6 @@ use tokio::sync::Semaphore;
 
 use crate::bytestream::{ByteReader, ByteWriter};
 use crate::fetch::Fetcher;
-use crate::keylock::KeyLocks;
 use crate::oci::{DOCKER_SCHEMA1, Desc};
 use crate::platform::{Matcher, Platform};
 use crate::progress::{Tracker, say, say_of};

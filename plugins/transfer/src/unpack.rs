@@ -20,6 +20,7 @@ use base64::Engine as _;
 use corten_core::content::{Content, read_blob};
 use corten_core::diff::{ApplyOptions, Differ};
 use corten_core::digest::chain_ids;
+use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::labels::{GC_REF_SNAPSHOT, SNAPSHOT_PREFIX, SNAPSHOT_REF, UNCOMPRESSED};
 use corten_core::mounts::is_read_only;
 use corten_core::rollback::Rollback;
@@ -29,7 +30,6 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::fetch::{add_labels, stored_document};
-use crate::keylock::{KeyGuard, KeyLocks};
 use crate::oci::{Desc, Document, ImageConfig, MAX_CONFIG};
 use crate::platform::Matcher;
 use crate::progress::Tracker;

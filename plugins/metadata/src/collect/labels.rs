@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use corten_core::duration::parse as go_duration;
 use corten_core::labels::{
     GC_BREF_CONTAINER, GC_BREF_CONTENT, GC_BREF_IMAGE, GC_BREF_SNAPSHOT, GC_EXPIRE, GC_REF_CONTENT,
     GC_REF_IMAGE, GC_REF_SNAPSHOT, GC_ROOT,
@@ -21,7 +22,6 @@ use corten_core::{Labels, Timestamp};
 use tracing::info;
 
 use super::mark::{Node, What};
-use crate::duration::parse as go_duration;
 
 const GC_COND_SNAPSHOT: &str = "containerd.io/gc.cond.snapshot";
 const GC_COND_VALUE_USEDAT: &str = "containerd.io/gc.cond.value-usedat";

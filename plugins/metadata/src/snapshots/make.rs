@@ -71,7 +71,7 @@ impl Make {
     pub(super) async fn run(self) -> Result<Vec<Mount>> {
         let db = self.db.clone();
         let layers = db.layers(&self.snapshotter)?;
-        let _keys = layers.keys.hold(&self.scope.namespace, &[&self.key]).await;
+        let _keys = layers.hold(&self.scope.namespace, &[&self.key]).await;
         let _sweep = layers.sweep.read().await;
         let this = self.clone();
         let (own, parent) = match db.write(move |txn| this.look(txn)).await? {

@@ -272,7 +272,9 @@ fn entry(server: &str, config: &DeTable<'_>, dir: &Path) -> Result<Host> {
     if let Some(timeout) = config.get("dial_timeout") {
         let text = text_of(timeout.get_ref(), "dial_timeout")?;
         if !text.is_empty() {
-            out.dial_timeout = Some(go_duration(&text)?);
+            let parsed = corten_core::duration::parse(&text)
+                .ok_or_else(|| invalid(format!("time: invalid duration {text:?}")))?;
+            out.dial_timeout = Some(parsed);
         }
     }
     Ok(out)
@@ -345,41 +347,6 @@ fn strings(value: &DeValue<'_>, name: &str) -> Result<Vec<String>> {
         DeValue::Array(list) => list.iter().map(|v| text_of(v.get_ref(), name)).collect(),
         one => Ok(vec![text_of(one, name)?]),
     }
-}
-
-/// A Go duration: `10s`, `1m30s`, `500ms`, `1.5h`.
-///
-/// # Errors
-/// InvalidArgument.
-pub fn go_duration(text: &str) -> Result<Duration> {
-    let bad = || invalid(format!("time: invalid duration {text:?}"));
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .ok_or_else(bad)?;
-        let number: f64 = rest[..end].parse().map_err(|_| bad())?;
-        rest = &rest[end..];
-        let end = rest
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(rest.len());
-        total += number
-            * match &rest[..end] {
-                "ns" => 1e-9,
-                "us" | "µs" => 1e-6,
-                "ms" => 1e-3,
-                "s" => 1.0,
-                "m" => 60.0,
-                "h" => 3600.0,
-                _ => return Err(bad()),
-            };
-        rest = &rest[end..];
-    }
-    if text.is_empty() {
-        return Err(bad());
-    }
-    Duration::try_from_secs_f64(total).map_err(|_| bad())
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use super::auth::{Credential, Credentials};
 use super::{Pushed, Registry, RegistryOptions};
 use crate::fakes::{Memory, scope};
 use crate::fetch::Fetcher;
-use crate::keylock::KeyLocks;
 use crate::oci::{DOCKER_LAYER_GZIP, DOCKER_MANIFEST, Desc};
+use corten_core::keylock::KeyLocks;
 
 struct Known(&'static str, &'static str);
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// Reads a duration; never a negative one.
-pub(crate) fn parse(text: &str) -> Option<Duration> {
+/// Reads a duration; never a negative one. Never panics, however large the number is.
+pub fn parse(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
@@ -34,7 +34,7 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
 }
 
 /// Writes whole seconds as `2s`, anything else in milliseconds.
-pub(crate) fn text(d: Duration) -> String {
+pub fn text(d: Duration) -> String {
     if d.subsec_millis() == 0 {
         format!("{}s", d.as_secs())
     } else {
@@ -43,12 +43,18 @@ pub(crate) fn text(d: Duration) -> String {
 }
 
 /// For `#[serde(with)]`.
-pub(crate) fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
+///
+/// # Errors
+/// The serializer's.
+pub fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&text(*d))
 }
 
 /// For `#[serde(with)]`.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+///
+/// # Errors
+/// Anything that is not a duration.
+pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(d)?;
     parse(&text).ok_or_else(|| serde::de::Error::custom(format!("invalid duration {text:?}")))
 }
@@ -69,6 +75,7 @@ mod tests {
             ("5", None),
             ("5x", None),
             ("-1s", None),
+            (&format!("{}h", "9".repeat(400)), None),
         ] {
             assert_eq!(parse(text).map(|d| d.as_secs_f64()), want, "{text}");
         }

@@ -1,6 +1,7 @@
-//! One holder for each key at a time: so that two pulls of the same blob or chain do the work once.
+//! One holder for each key at a time: two pulls of the same blob do the work once, two writers of the same snapshot
+//! take turns.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -35,12 +36,19 @@ impl KeyLocks {
         out.guard = Some(lock.lock_owned().await);
         out
     }
-}
 
-#[cfg(test)]
-impl KeyLocks {
-    pub(crate) fn in_use(&self) -> usize {
+    /// Keys that are held or waited for.
+    pub fn in_use(&self) -> usize {
         self.locks.lock().len()
+    }
+
+    /// Waits for all of `keys`, in their order, so that two callers never wait for each other. Cancel-safe.
+    pub async fn lock_all(&self, keys: BTreeSet<String>) -> Vec<KeyGuard> {
+        let mut held = Vec::with_capacity(keys.len());
+        for key in keys {
+            held.push(self.lock(key).await);
+        }
+        held
     }
 }
 

@@ -75,8 +75,14 @@ fn node(device: &Device, root: Fd, userns: bool, plan: &mut Plan) -> Result<()> 
     if path == "/dev/ptmx" {
         return Ok(());
     }
+    let number = |n: i64| u32::try_from(n).map_err(|_| wrong("number out of range"));
+    let (major, minor) = if kind == 0o010_000 {
+        (0, 0)
+    } else {
+        (number(device.major)?, number(device.minor)?)
+    };
     if userns {
-        // No mknod in a user namespace: bind the host's node.
+        // No mknod in a user namespace: bind the host's node, if it is the one that is meant.
         let label = format!("bind device {path}");
         plan.push(
             Op::CloneTree {
@@ -86,6 +92,11 @@ fn node(device: &Device, root: Fd, userns: bool, plan: &mut Plan) -> Result<()> 
             },
             label.clone(),
         );
+        if kind == 0o020_000 {
+            let fd = Fd::Slot(MOUNT);
+            let op = Op::VerifyDevice { fd, major, minor };
+            plan.push(op, format!("{label} {major}:{minor}"));
+        }
         plan.push(
             Op::Resolve {
                 root,
@@ -105,12 +116,6 @@ fn node(device: &Device, root: Fd, userns: bool, plan: &mut Plan) -> Result<()> 
         );
         return Ok(());
     }
-    let number = |n: i64| u32::try_from(n).map_err(|_| wrong("number out of range"));
-    let (major, minor) = if kind == 0o010_000 {
-        (0, 0)
-    } else {
-        (number(device.major)?, number(device.minor)?)
-    };
     let node = Node {
         path: cstr(&path),
         mode: kind | device.file_mode.unwrap_or(0o666) & 0o7777,

@@ -179,3 +179,18 @@ pub(crate) fn foreign() {
     check::exit(&mut p);
     c.clean();
 }
+
+/// A document that says nothing of devices denies them, and an exec runs under init's filter.
+pub(crate) fn bare_document() {
+    let mut s = spec("sleep 30");
+    s["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    let mut c = Container::new(s);
+    let mut p = c.running();
+    let script = "mknod /tmp/b b 7 0; cat /tmp/b; head -c1 /dev/zero | wc -c; grep ^Seccomp: /proc/self/status";
+    let (_, out, err) = exec_with(&c, &p, script, |_| {});
+    assert_eq!(out, "1\nSeccomp:\t2\n", "{err}");
+    assert!(err.contains("/tmp/b': Operation not permitted"), "{err}");
+    p.kill().expect("kill");
+    check::exit(&mut p);
+    c.clean();
+}

@@ -36,6 +36,7 @@ const CASES: &[Case] = &[
     ("start_hook_is_confined", process::start_hook),
     ("cgroup_limits", cgroups::cgroup_limits),
     ("foreign_cgroup", cgroups::foreign),
+    ("bare_document", cgroups::bare_document),
     ("freeze", cgroups::freeze),
     ("oom", cgroups::oom),
     ("user_namespace", namespaces::user_namespace),

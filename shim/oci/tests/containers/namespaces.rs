@@ -1,6 +1,6 @@
 //! Cases about namespaces that are new, joined, or of another user.
 
-use crate::common::{Container, check, exec_with, output, spec};
+use crate::common::{Container, Outcome, check, exec_with, output, spec};
 use serde_json::json;
 
 fn userns(s: &mut serde_json::Value) {
@@ -19,15 +19,24 @@ pub(crate) fn user_namespace() {
     );
     userns(&mut s);
     s["process"]["oomScoreAdj"] = json!(5);
-    let c = Container::prepared(s, |root| {
+    let own = |root: &std::path::Path| {
         for dir in ["tmp", "dev", "proc", "sys", "etc", "."] {
             let path = root.join(dir);
             let _ = std::fs::create_dir_all(&path);
             std::os::unix::fs::chown(&path, Some(100_000), Some(100_000)).expect("chown");
         }
-    });
+    };
+    let c = Container::prepared(s, own);
     let o = c.finish();
     assert_eq!(o.stdout, "0\n100000\nnull\n0\n5\n", "{o:?}");
+    // The host's node of that path is another device.
+    let mut s = spec("true");
+    userns(&mut s);
+    s["linux"]["devices"] = json!([{"path": "/dev/zero", "type": "c", "major": 1, "minor": 3}]);
+    let Outcome::Failed(f) = Container::prepared(s, own).start() else {
+        panic!("another device was bound")
+    };
+    assert!(f.text.contains("bind device /dev/zero 1:3"), "{f:?}");
 }
 
 pub(crate) fn joined_namespaces() {

@@ -228,7 +228,12 @@ fn check(m: &Mount, dest: &str, o: &Options) -> Result<()> {
     let refuse = if let Some(rest) = dest.strip_prefix("/proc/") {
         !BELOW_PROC.contains(&dest) && !rest.is_empty()
     } else {
-        dest == "/proc" && m.kind != "proc" && !(o.bind && clean(&m.source) == "/proc")
+        let real = if o.bind {
+            clean(&m.source) == "/proc"
+        } else {
+            m.kind == "proc"
+        };
+        dest == "/proc" && !real
     };
     if refuse {
         return Err(Error::invalid(format!(
@@ -514,5 +519,17 @@ mod tests {
         assert!(at("/proc", "proc") && at("/proc/meminfo", "bind") && at("/process", "tmpfs"));
         assert!(!at("/proc", "tmpfs") && !at("/proc/self/attr", "bind") && !at("/x/..", "tmpfs"));
         assert!(!at("/a/../proc/sys", "bind"));
+        let bound = |source: &str| {
+            let m = Mount {
+                destination: "/proc".into(),
+                kind: "proc".into(),
+                source: source.into(),
+                options: vec!["bind".into()],
+                ..Mount::default()
+            };
+            let o = Options::parse(&m).expect("valid");
+            check(&m, "/proc", &o).is_ok()
+        };
+        assert!(bound("/proc") && !bound("/tmp/fake"));
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod state;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -136,6 +136,12 @@ impl Shim {
             let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
             made.ok()?;
         }
+        // Whoever can write here decides what containers may call.
+        let meta = std::fs::symlink_metadata(dir).ok()?;
+        let own = meta.uid() == rustix::process::geteuid().as_raw();
+        if !(own && meta.is_dir() && meta.mode() & 0o077 == 0) {
+            return None;
+        }
         let count = std::fs::read_dir(dir).ok()?.take(MAX_CACHED + 1).count();
         (count <= MAX_CACHED).then_some(dir)
     }
@@ -189,5 +195,24 @@ impl Container {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.shim.creating.borrow_mut().remove(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_cache_that_others_can_write_is_not_used() {
+        let dir = std::env::temp_dir().join(format!("corten-cache-{}", std::process::id()));
+        let shim = Shim::new("n", Rc::new(Events::new("n", "")), Some(dir.clone()));
+        let spec =
+            br#"{"ociVersion":"1.1.0","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}}}"#;
+        let spec = corten_oci::Spec::parse(spec).unwrap();
+        assert_eq!(shim.cache(&spec), Some(dir.as_path()));
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+        assert_eq!(shim.cache(&spec), None);
+        std::fs::remove_dir(dir).unwrap();
     }
 }

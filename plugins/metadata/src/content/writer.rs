@@ -197,14 +197,15 @@ impl Writer for Namespaced {
                 db.whole(commit.record(status.offset, digest)).await
             }
             Some(inner) => {
+                let digest = inner.digest();
                 let (inner, done) = db
                     .whole(commit.bytes(inner, status.offset, expected))
                     .await?;
-                // A refused commit leaves the writer usable, as in containerd.
-                if let Err(e) = &done
-                    && e.kind() != Kind::AlreadyExists
-                {
-                    self.inner = Some(inner);
+                match &done {
+                    // A refused commit leaves the writer usable, as in containerd.
+                    Err(e) if e.kind() != Kind::AlreadyExists => self.inner = Some(inner),
+                    // The answer to the commit tells the digest.
+                    _ => self.options.expected = Some(digest),
                 }
                 done
             }

@@ -163,11 +163,15 @@ impl std::error::Error for Error {
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
         let kind = match e.kind() {
+            // Out of descriptors, memory or buffers: says nothing about what was asked for.
+            _ if matches!(e.raw_os_error(), Some(12 | 23 | 24 | 105)) => Kind::ResourceExhausted,
             std::io::ErrorKind::NotFound => Kind::NotFound,
             std::io::ErrorKind::AlreadyExists => Kind::AlreadyExists,
             std::io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
             std::io::ErrorKind::InvalidInput => Kind::InvalidArgument,
             std::io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
+            // A full backlog of a unix socket.
+            std::io::ErrorKind::WouldBlock => Kind::Unavailable,
             std::io::ErrorKind::StorageFull => Kind::ResourceExhausted,
             _ => Kind::Unknown,
         };

@@ -107,10 +107,12 @@ async fn load(tasks: &TaskManager, bundle: &Bundle) -> Result<()> {
     if empty.with_context(|| format!("read bundle {}", bundle.path.display()))? {
         return bundle.delete().await;
     }
-    let binary = match runtime_of(tasks, bundle).await {
-        Ok(runtime) => tasks.manager.discovery.resolve(&runtime),
-        Err(e) => Err(e),
-    };
+    let runtime = runtime_of(tasks, bundle).await;
+    let binary = runtime.and_then(|runtime| match tasks.manager.discovery.resolve(&runtime) {
+        // A shim whose program was replaced or removed may serve on; the program is only needed for its end.
+        Err(_) if runtime.starts_with('/') => Ok(runtime.into()),
+        other => other,
+    });
     let binary = match binary {
         Ok(binary) => binary,
         Err(e) => {
@@ -123,6 +125,12 @@ async fn load(tasks: &TaskManager, bundle: &Bundle) -> Result<()> {
     let deadline = Instant::now() + tasks.manager.timeouts.load;
     match dial(tasks, bundle, &binary, deadline).await {
         Ok(shim) => keep_or_clean(tasks, &shim, deadline).await,
+        // The daemon's own want says nothing about the shim: the bundle waits for the next boot.
+        Err(e) if matches!(e.kind(), Kind::ResourceExhausted | Kind::Unavailable) => Err(e
+            .context(format!(
+                "unable to load shim {:?}, leaving it alone",
+                bundle.id
+            ))),
         Err(e) => {
             let exit = tasks.clean_up(&binary, bundle).await;
             let exit = exit.unwrap_or_else(|| unknown_exit(0));

@@ -48,6 +48,19 @@ async fn a_living_shim_is_served_again_and_its_later_death_noticed() {
 }
 
 #[tokio::test]
+async fn a_living_shim_whose_program_is_gone_is_served_again() {
+    let fake = Fake::new();
+    let _server = fake.serve().await;
+    let bundle = left(&fake, "c", "sock");
+    std::fs::write(bundle.join("shim-binary-path"), "/nonexistent/shim").unwrap();
+    fake.task.0.lock().pids = vec![42];
+    let tasks = fake.manager();
+    run(&tasks).await;
+    assert_eq!(tasks.get(&ns(), "c").await.unwrap().pid(), 42);
+    assert!(bundle.join("rootfs").exists());
+}
+
+#[tokio::test]
 async fn a_container_that_ended_meanwhile_keeps_its_exit() {
     let fake = Fake::new();
     let _server = fake.serve().await;

@@ -23,6 +23,7 @@ use ttrpc::asynchronous::transport::Listener;
 use crate::error::{Context, Result};
 use crate::events::Events;
 use crate::flags::Flags;
+use crate::io::settle;
 use crate::log;
 use crate::service;
 use crate::socket;
@@ -34,6 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// For the last answers to leave; clients hang up once they have them.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// For clients that are slower in opening their fifos than their container was.
+const LAST_READERS: Duration = Duration::from_millis(500);
 /// A shim without containers that nobody is connected to was forgotten: its daemon died between `start` and Create, or
 /// gave up on a slow Delete.
 const FORGOTTEN: Duration = Duration::from_secs(60);
@@ -137,6 +140,7 @@ async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Re
     shim.events.drain(LAST_EVENTS).await;
     // Elapsed is as good as done: who is still connected has nothing to ask of an empty shim.
     let _ = tokio::time::timeout(LAST_ANSWERS, open.until_none()).await;
+    settle(LAST_READERS).await;
     log::info!("shutdown");
     Ok(())
 }

@@ -44,7 +44,13 @@ pub fn code_lines(text: &str) -> usize {
 /// Our packages and the packages of ours that each depends on: (normal, development).
 pub fn edges() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
     let out = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--offline",
+        ])
         .current_dir(root())
         .output()
         .expect("cargo metadata runs");
@@ -58,7 +64,11 @@ pub fn edges() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
                 continue;
             }
             let name = d["name"].as_str().unwrap_or_default().to_owned();
-            if d["kind"].as_str() == Some("dev") { dev.insert(name) } else { normal.insert(name) };
+            if d["kind"].as_str() == Some("dev") {
+                dev.insert(name)
+            } else {
+                normal.insert(name)
+            };
         }
         let name = package["name"].as_str().unwrap_or_default().to_owned();
         edges.insert(name, (normal, dev));
@@ -69,7 +79,18 @@ pub fn edges() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
 /// The crates that package `name` links, by name.
 pub fn linked(name: &str) -> BTreeSet<String> {
     let out = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "-p", name, "-e", "normal,no-proc-macro", "--prefix", "none", "-f", "{p}"])
+        .args([
+            "tree",
+            "--offline",
+            "-p",
+            name,
+            "-e",
+            "normal,no-proc-macro",
+            "--prefix",
+            "none",
+            "-f",
+            "{p}",
+        ])
         .current_dir(root())
         .output()
         .expect("cargo tree runs");

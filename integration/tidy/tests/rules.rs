@@ -22,9 +22,15 @@ fn crates_depend_only_along_the_edges_of_the_house() {
             n.starts_with("corten-")
                 && !matches!(
                     n,
-                    "corten-protos" | "corten-registry" | "corten-core" | "corten-sys"
-                        | "corten-launch" | "corten-oci" | "corten-testsuite"
-                        | "corten-integration" | "corten-tidy"
+                    "corten-protos"
+                        | "corten-registry"
+                        | "corten-core"
+                        | "corten-sys"
+                        | "corten-launch"
+                        | "corten-oci"
+                        | "corten-testsuite"
+                        | "corten-integration"
+                        | "corten-tidy"
                 )
         };
         let allowed = |to: &str| match name.as_str() {
@@ -39,12 +45,17 @@ fn crates_depend_only_along_the_edges_of_the_house() {
             }
             "cortend" => {
                 plugin(to)
-                    || matches!(to, "corten-core" | "corten-sys" | "corten-registry" | "corten-protos")
+                    || matches!(
+                        to,
+                        "corten-core" | "corten-sys" | "corten-registry" | "corten-protos"
+                    )
             }
             "corten-integration" => to == "corten-protos",
             n if plugin(n) => {
-                matches!(to, "corten-core" | "corten-sys" | "corten-registry" | "corten-protos")
-                    || (n == "corten-cri" && to == "corten-cni")
+                matches!(
+                    to,
+                    "corten-core" | "corten-sys" | "corten-registry" | "corten-protos"
+                ) || (n == "corten-cri" && to == "corten-cni")
             }
             _ => false,
         };
@@ -52,7 +63,10 @@ fn crates_depend_only_along_the_edges_of_the_house() {
             offenders.push(format!("{name} -> {to}"));
         }
         // Tests may use other plugins as fixtures, but never the daemon or the harness.
-        for to in dev.iter().filter(|to| matches!(to.as_str(), "cortend" | "corten-integration")) {
+        for to in dev
+            .iter()
+            .filter(|to| matches!(to.as_str(), "cortend" | "corten-integration"))
+        {
             offenders.push(format!("{name} -> {to} (dev)"));
         }
     }
@@ -62,15 +76,23 @@ fn crates_depend_only_along_the_edges_of_the_house() {
 #[test]
 fn the_shim_links_only_what_it_is_known_to_link() {
     let list = text(Path::new("integration/tidy/shim-crates.txt"));
-    let known: BTreeSet<&str> =
-        list.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let known: BTreeSet<&str> = list
+        .lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .collect();
     let linked = linked("containerd-shim-corten-v2");
     assert!(linked.len() > 5, "cargo tree gave nothing");
-    let new: Vec<String> =
-        linked.iter().filter(|n| !known.contains(n.as_str())).cloned().collect();
+    let new: Vec<String> = linked
+        .iter()
+        .filter(|n| !known.contains(n.as_str()))
+        .cloned()
+        .collect();
     none(&new);
-    let gone: Vec<String> =
-        known.iter().filter(|n| !linked.contains(**n)).map(|n| format!("{n} is gone: take it off the list")).collect();
+    let gone: Vec<String> = known
+        .iter()
+        .filter(|n| !linked.contains(**n))
+        .map(|n| format!("{n} is gone: take it off the list"))
+        .collect();
     none(&gone);
 }
 
@@ -120,7 +142,9 @@ fn every_path_of_the_code_map_exists() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|p| p.contains('/') && !p.contains([' ', '<', '*', '{', ':', '(']) && !p.starts_with('/'))
+        .filter(|p| {
+            p.contains('/') && !p.contains([' ', '<', '*', '{', ':', '(']) && !p.starts_with('/')
+        })
         .collect();
     assert!(paths.len() > 20, "the code map names {} paths", paths.len());
     let offenders: Vec<String> = paths

@@ -17,9 +17,11 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use corten_core::{Any, Context, Error, Kind, Namespace, Result, id};
 use corten_sys::blocking;
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 /// Name of the spec in a bundle.
@@ -33,6 +35,8 @@ pub(crate) struct Bundle {
     pub(crate) id: String,
     pub(crate) namespace: Namespace,
     pub(crate) path: PathBuf,
+    /// Whether this very bundle is deleted: the folder may be another task's by then. Held while deleting.
+    deleted: Arc<Mutex<bool>>,
 }
 
 impl Bundle {
@@ -42,6 +46,7 @@ impl Bundle {
             id: id.to_owned(),
             namespace: namespace.clone(),
             path: state.join(namespace.as_str()).join(id),
+            deleted: Arc::default(),
         }
     }
 
@@ -127,10 +132,14 @@ impl Bundle {
             .map_err(|e| at(e, "chown", &self.path))
     }
 
-    /// Unmounts the rootfs and removes all folders. Fine when they are gone.
+    /// Unmounts the rootfs and removes all folders. Fine when they are gone, and does nothing a second time.
     pub(crate) async fn delete(&self) -> Result<()> {
         let bundle = self.clone();
         blocking(move || {
+            let mut deleted = bundle.deleted.lock();
+            if *deleted {
+                return Ok(());
+            }
             let work = std::fs::read_link(bundle.path.join("work")).ok();
             let rootfs = bundle.rootfs();
             corten_sys::mount::unmount_recursive(&rootfs, false)
@@ -144,7 +153,9 @@ impl Bundle {
             }
             // The bundle last: with it the id is free, and the working folder may be another task's.
             let removed = work.map_or(Ok(()), |w| remove_atomically(&w));
-            remove_atomically(&bundle.path).and(removed)
+            remove_atomically(&bundle.path).and(removed)?;
+            *deleted = true;
+            Ok(())
         })
         .await
     }
@@ -290,7 +301,11 @@ mod tests {
         b.delete().await.unwrap();
         assert_eq!(std::fs::read_dir(state.join("default")).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(root.join("default")).unwrap().count(), 0);
+        let next = Bundle::create(&root, &state, &ns, "c1", None)
+            .await
+            .unwrap();
         b.delete().await.unwrap();
+        assert!(next.path.exists(), "the bundle of the next task");
     }
 
     #[tokio::test]

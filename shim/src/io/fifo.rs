@@ -1,10 +1,12 @@
 //! Owns opening the client's fifos: never blocking, never failing for want of a peer.
 //!
 //! An output fifo is opened for reading and writing. So a client that is not there yet finds what was written, one that
-//! goes away costs neither EPIPE nor SIGPIPE, and a later one may attach. What is left in the pipe when the process has
-//! ended is waited for a while (`linger`), because the last close would throw it away.
+//! goes away costs neither EPIPE nor SIGPIPE, and a later one may attach. When the process has ended, a client that has
+//! not come yet is waited for a while (`linger`): the last close would throw away what is in the pipe, and who opens
+//! a fifo after it blocks for ever. ctr opens its end while it already asks for the start; a short process is faster.
 //! An input fifo is opened for reading, plus a write end (the keeper) that CloseIO gives up.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -17,7 +19,12 @@ use crate::error::{Context, Error, Result};
 /// Where a copy reads from.
 pub(crate) type Source = End;
 
-/// How long unread output waits for a client that has not opened its fifo yet.
+thread_local! {
+    /// How many fifos linger; all streams live on one thread.
+    static LINGERERS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How long a fifo waits for a client that has not opened it yet.
 const LINGER: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -33,18 +40,17 @@ pub(super) enum Input {
 pub(super) fn open_output(uri: &str) -> Result<Sink> {
     let path = strip(uri);
     let what = || format!("containerd-shim: opening w/o fifo {path:?} failed");
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-        // A device or file that is for writing only.
-        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ISDIR) => {
-            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY;
-            rustix::fs::open(path, flags, Mode::empty()).context(what())?
-        }
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let both = || rustix::fs::open(path, flags | OFlags::RDWR, Mode::empty()).context(what());
+    // Kept open until there is the other one: the reader must not see an end in between.
+    let write = match rustix::fs::open(path, flags | OFlags::WRONLY, Mode::empty()) {
+        // A fifo without a reader.
+        Err(rustix::io::Errno::NXIO) => return Ok(Sink::Stream(End::fifo(both()?, false)?.into())),
         other => other.context(what())?,
     };
-    match kind(&fd)? {
-        FileType::Fifo => Ok(Sink::Stream(End::fifo(fd)?.into())),
-        FileType::CharacterDevice => Ok(Sink::File(fd.into())),
+    match kind(&write)? {
+        FileType::Fifo => Ok(Sink::Stream(End::fifo(both()?, true)?.into())),
+        FileType::CharacterDevice => Ok(Sink::File(write.into())),
         _ => Sink::file(path),
     }
 }
@@ -69,9 +75,11 @@ pub(super) fn open_input(uri: &str) -> Result<Input> {
     Ok(Input::Fifo(End::readable(read)?, keeper))
 }
 
-/// Keeps what nobody has read yet until a client opens the fifo, within limits. Then the client has it, whatever we close.
-pub(super) async fn linger(fifo: OwnedFd) {
-    if !has_unread(&fifo) {
+/// Keeps a fifo that nobody has read yet until a client opens it, within limits. Then the client has it, whatever we
+/// close. `met` says that a client had opened it before the process began: then only unread output is worth waiting for.
+pub(super) async fn linger(fifo: OwnedFd, met: bool) {
+    let is_wanted = |fifo: &OwnedFd| !met || has_unread(fifo);
+    if !is_wanted(&fifo) {
         return;
     }
     // By the link, because the client may have unlinked the path.
@@ -82,10 +90,35 @@ pub(super) async fn linger(fifo: OwnedFd) {
     };
     // Without our own read end the kernel can tell us whether there is another.
     drop(fifo);
+    let _lingerer = Lingerer::new();
     let deadline = tokio::time::Instant::now() + LINGER;
-    while !has_reader(&write) && has_unread(&write) && tokio::time::Instant::now() < deadline {
+    while !has_reader(&write) && is_wanted(&write) && tokio::time::Instant::now() < deadline {
         // A pipe wakes no writer when a reader opens it.
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until no fifo lingers any more, within limits.
+pub(crate) async fn settle(limit: Duration) {
+    let deadline = tokio::time::Instant::now() + limit;
+    while LINGERERS.get() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Counted while a fifo lingers.
+struct Lingerer;
+
+impl Lingerer {
+    fn new() -> Self {
+        LINGERERS.set(LINGERERS.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Lingerer {
+    fn drop(&mut self) {
+        LINGERERS.set(LINGERERS.get() - 1);
     }
 }
 

@@ -30,6 +30,7 @@ use crate::error::{Context, Error, Result};
 use crate::log;
 use crate::task::Shim;
 use fifo::Source;
+pub(crate) use fifo::settle;
 use logger::Logger;
 use pump::{End, Sink};
 

@@ -15,6 +15,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio::task::spawn_local;
 
 use super::fifo;
 use crate::error::{Context, Result};
@@ -31,7 +32,8 @@ const TURN: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct End {
     fd: AsyncFd<OwnedFd>,
-    fifo: bool,
+    /// For a client's fifo: whether the client had opened it before we did.
+    met: Option<bool>,
 }
 
 /// Where a copy goes.
@@ -53,9 +55,11 @@ impl End {
         Self::new(fd, Interest::READABLE | Interest::WRITABLE)
     }
 
-    pub(super) fn fifo(fd: OwnedFd) -> Result<Self> {
+    /// A client's fifo; `met` when the client had opened it before.
+    pub(super) fn fifo(fd: OwnedFd, met: bool) -> Result<Self> {
         let end = Self::new(fd, Interest::WRITABLE)?;
-        Ok(Self { fifo: true, ..end })
+        let met = Some(met);
+        Ok(Self { met, ..end })
     }
 
     fn new(fd: OwnedFd, interest: Interest) -> Result<Self> {
@@ -64,7 +68,7 @@ impl End {
             .context("set a stream non-blocking")?;
         Ok(Self {
             fd: watch(fd, interest).context("watch a stream")?,
-            fifo: false,
+            met: None,
         })
     }
 
@@ -142,12 +146,12 @@ pub(super) async fn run_output(source: Rc<End>, sink: Sink, copied: oneshot::Sen
     drop(source);
     // Nobody may be waiting.
     let _ = copied.send(());
-    // The last stream of a fifo waits for its reader.
+    // The last stream of a fifo waits for its reader, also when the process is deleted meanwhile.
     if let Sink::Stream(end) = sink
         && let Some(end) = Rc::into_inner(end)
-        && end.fifo
+        && let Some(met) = end.met
     {
-        fifo::linger(end.fd.into_inner()).await;
+        spawn_local(fifo::linger(end.fd.into_inner(), met));
     }
 }
 

@@ -63,6 +63,25 @@ fn output_waits_for_a_client_that_comes_after_the_end() {
 }
 
 #[test]
+fn a_client_that_opens_after_the_delete_reads_the_end() {
+    let dir = Dir::new("silent");
+    let path = dir.fifo("out");
+    run(async {
+        let io = Io::default();
+        let sink = fifo::open_output(&path).unwrap();
+        drop(io.pump_from_pipe(sink, (0, 0)).unwrap());
+        io.drain().await;
+        io.close().await;
+        let (done, opened) = oneshot::channel();
+        // Detached, because it would hang for ever without the shim's end of the fifo.
+        std::thread::spawn(move || done.send(std::fs::read(path).unwrap()));
+        let read = tokio::time::timeout(Duration::from_secs(5), opened).await;
+        assert_eq!(read.expect("an end").unwrap(), b"");
+        settle(Duration::from_secs(5)).await;
+    });
+}
+
+#[test]
 fn a_client_may_leave_and_another_come() {
     let dir = Dir::new("leave");
     let path = dir.fifo("out");

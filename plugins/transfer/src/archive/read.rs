@@ -28,6 +28,8 @@ pub(super) const MAX_JSON: u64 = 20 << 20;
 /// Most bytes of long names and extended headers before one file.
 const MAX_SPECIAL: u64 = 4 << 20;
 const CHUNK: usize = 512 << 10;
+/// A tar archive consists of blocks of this size, in bytes.
+const BLOCK: u64 = 512;
 /// Most files of one archive.
 const MAX_FILES: usize = 100_000;
 
@@ -77,10 +79,11 @@ fn magic(head: &[u8]) -> Compression {
     }
 }
 
-/// A source of which `left` bytes may be read.
+/// A source of which `left` bytes may be read, and which may only end between two blocks.
 struct Metered<R> {
     inner: R,
     left: Rc<Cell<u64>>,
+    read: u64,
 }
 
 impl<R: Read> Read for Metered<R> {
@@ -91,6 +94,14 @@ impl<R: Read> Read for Metered<R> {
         }
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let n = self.inner.read(&mut buf[..most])?;
+        // The tar crate's own error for this says nothing of the end.
+        if n == 0 && most > 0 && self.read % BLOCK != 0 {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::UnexpectedEof,
+                "unexpected EOF",
+            ));
+        }
+        self.read += n as u64;
         self.left.set(left - n as u64);
         Ok(n)
     }
@@ -157,6 +168,7 @@ impl Import<'_> {
         let mut archive = tar::Archive::new(Metered {
             inner: source,
             left: left.clone(),
+            read: 0,
         });
         let unreadable = |e: std::io::Error| invalid(format!("read image archive: {e}"));
         let mut entries = archive.entries().map_err(unreadable)?;

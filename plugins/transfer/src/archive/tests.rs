@@ -234,6 +234,9 @@ async fn a_cut_archive_and_an_endless_name_are_refused() {
     cut.truncate(3000);
     let e = imported(&store, cut, false).await.unwrap_err();
     assert!(e.to_string().contains("unexpected EOF"), "{e}");
+    let e = imported(&store, b"no archive".to_vec(), false).await;
+    let e = e.unwrap_err();
+    assert!(e.to_string().contains("unexpected EOF"), "{e}");
 
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::GNULongName);

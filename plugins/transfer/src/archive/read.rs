@@ -95,7 +95,7 @@ impl<R: Read> Read for Metered<R> {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let n = self.inner.read(&mut buf[..most])?;
         // The tar crate's own error for this says nothing of the end.
-        if n == 0 && most > 0 && self.read % BLOCK != 0 {
+        if n == 0 && most > 0 && !self.read.is_multiple_of(BLOCK) {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::UnexpectedEof,
                 "unexpected EOF",

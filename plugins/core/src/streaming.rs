@@ -24,6 +24,6 @@ pub trait Streams: Send + Sync {
     fn register(&self, ns: &Namespace, id: &str, stream: Arc<dyn Stream>) -> Result<()>;
     /// NotFound.
     fn get(&self, ns: &Namespace, id: &str) -> Result<Arc<dyn Stream>>;
-    /// Forgets the stream; unknown ids are fine.
-    fn remove(&self, ns: &Namespace, id: &str);
+    /// Forgets exactly this stream: the id may be another one's by now.
+    fn remove(&self, ns: &Namespace, id: &str, stream: &Arc<dyn Stream>);
 }

@@ -68,6 +68,7 @@ struct Answers {
     streams: Arc<dyn Streams>,
     namespace: Namespace,
     id: String,
+    call: Arc<dyn Stream>,
 }
 
 impl futures::Stream for Answers {
@@ -80,7 +81,7 @@ impl futures::Stream for Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        self.streams.remove(&self.namespace, &self.id);
+        self.streams.remove(&self.namespace, &self.id, &self.call);
     }
 }
 
@@ -96,16 +97,17 @@ impl streaming_server::Streaming for Service {
         let init: StreamInit =
             any::unpack(&first).map_err(|e| Error::invalid(format!("stream init message: {e}")))?;
         let (tx, messages) = mpsc::channel(AHEAD);
-        let call = Arc::new(Call {
+        let call: Arc<dyn Stream> = Arc::new(Call {
             incoming: tokio::sync::Mutex::new(incoming),
             outgoing: Mutex::new(Some(tx.clone())),
         });
-        self.streams.register(&namespace, &init.id, call)?;
+        self.streams.register(&namespace, &init.id, call.clone())?;
         let answers = Answers {
             messages,
             streams: self.streams.clone(),
             namespace,
             id: init.id,
+            call,
         };
         // The channel is new and has room.
         let acknowledged = tx.try_send(Ok(any::pack(&Empty::default())));

@@ -11,7 +11,7 @@ use corten_registry::Registration;
 use parking_lot::Mutex;
 
 type Key = (Namespace, String);
-type Table = Mutex<HashMap<Key, Arc<dyn Stream>>>;
+type Table = Mutex<HashMap<Key, Arc<Managed>>>;
 
 /// The streams of all namespaces.
 #[derive(Default)]
@@ -54,11 +54,24 @@ impl Streams for Manager {
             .lock()
             .get(&(ns.clone(), id.to_owned()))
             .cloned();
-        found.ok_or_else(|| Error::not_found(format!("stream {id:?}")))
+        match found {
+            Some(stream) => Ok(stream),
+            None => Err(Error::not_found(format!("stream {id:?}"))),
+        }
     }
 
-    fn remove(&self, ns: &Namespace, id: &str) {
-        self.streams.lock().remove(&(ns.clone(), id.to_owned()));
+    fn remove(&self, ns: &Namespace, id: &str, stream: &Arc<dyn Stream>) {
+        forget(&self.streams, &(ns.clone(), id.to_owned()), stream);
+    }
+}
+
+fn forget(table: &Table, key: &Key, stream: &Arc<dyn Stream>) {
+    let mut streams = table.lock();
+    if streams
+        .get(key)
+        .is_some_and(|m| Arc::ptr_eq(&m.inner, stream))
+    {
+        streams.remove(key);
     }
 }
 
@@ -72,7 +85,7 @@ impl Stream for Managed {
     }
     async fn close(&self) {
         if let Some(table) = self.table.upgrade() {
-            table.lock().remove(&self.key);
+            forget(&table, &self.key, &self.inner);
         }
         self.inner.close().await;
     }
@@ -138,8 +151,22 @@ mod tests {
         assert!(m.get(&b, "x").is_err());
         m.get(&a, "x").unwrap().close().await;
         assert!(m.get(&a, "x").is_err());
-        m.register(&a, "x", pipe::pipe().0).unwrap();
-        m.remove(&a, "x");
-        assert!(m.get(&a, "x").is_err());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_leaves_a_newer_one_of_its_id() {
+        let m = Manager::default();
+        let ns = Namespace::new("a").unwrap();
+        let (old, new): (Arc<dyn Stream>, Arc<dyn Stream>) = (pipe::pipe().0, pipe::pipe().0);
+        m.register(&ns, "x", old.clone()).unwrap();
+        let managed = m.get(&ns, "x").unwrap();
+        managed.close().await;
+        m.register(&ns, "x", new.clone()).unwrap();
+        // The call that carried the first one ends late; and somebody closes it again.
+        m.remove(&ns, "x", &old);
+        managed.close().await;
+        assert!(m.get(&ns, "x").is_ok());
+        m.remove(&ns, "x", &new);
+        assert!(m.get(&ns, "x").is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! containerd.services.transfer.v1: one call that moves an image, with its progress on a stream of the client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use corten_core::service::GrpcService;
 use corten_core::streaming::{Stream, Streams};
@@ -18,6 +19,8 @@ use crate::{Answer, done, facade, required};
 
 /// Progress events on their way to a client that does not read; more make the transfer's reporter wait.
 const AHEAD: usize = 32;
+/// A client that takes no event for so long is told nothing more.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Service {
@@ -57,10 +60,15 @@ impl Service {
 async fn report(mut events: mpsc::Receiver<Progress>, stream: &dyn Stream) {
     let mut listening = true;
     while let Some(event) = events.recv().await {
-        if listening && let Err(error) = stream.send(any::pack(&event)).await {
-            tracing::debug!(%error, "progress not sent");
-            listening = false;
+        if !listening {
+            continue;
         }
+        match tokio::time::timeout(PATIENCE, stream.send(any::pack(&event))).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => tracing::debug!(%error, "progress not sent"),
+            Err(_) => tracing::warn!("client reads no progress, it is told no more"),
+        }
+        listening = false;
     }
 }
 
@@ -111,4 +119,36 @@ pub fn registration() -> Registration {
                 }) as Arc<dyn GrpcService>)
             })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that keeps its stream open and never reads.
+    struct Deaf;
+
+    #[tonic::async_trait]
+    impl Stream for Deaf {
+        async fn recv(&self) -> Result<Option<Any>> {
+            std::future::pending().await
+        }
+        async fn send(&self, _: Any) -> Result<()> {
+            std::future::pending().await
+        }
+        async fn close(&self) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_no_progress_does_not_stop_the_transfer() {
+        let (tx, events) = mpsc::channel(AHEAD);
+        let work = async move {
+            for _ in 0..AHEAD * 4 {
+                tx.send(Progress::default()).await.unwrap();
+            }
+        };
+        let both = futures::future::join(work, report(events, &Deaf));
+        let patience = tokio::time::timeout(PATIENCE * 2, both);
+        assert!(patience.await.is_ok(), "the transfer waits for its client");
+    }
 }

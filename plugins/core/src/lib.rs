@@ -7,6 +7,7 @@
 //! Calls that are namespaced take a [`Scope`] first: the namespace and, when the client sent one, the lease that
 //! holds what the call creates.
 
+pub mod compression;
 pub mod containers;
 pub mod content;
 pub mod diff;

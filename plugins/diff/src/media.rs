@@ -1,19 +1,12 @@
 //! Layer media types.
 
+use corten_core::compression::Compression;
 use corten_core::{Error, Result};
 
 /// The media type of an uncompressed layer, which an apply answers with.
 pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-
-/// How a layer is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
 
 /// Whether `media_type` is a layer that we can apply. How it is really compressed its first bytes say.
 ///

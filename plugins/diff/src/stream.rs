@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use corten_core::Digest;
+use corten_core::compression::Compression;
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
-
-use crate::media::Compression;
 
 /// Bytes that are read, inflated and hashed in one go.
 const CHUNK: usize = 128 * 1024;
@@ -50,20 +49,11 @@ pub(crate) fn inflate<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     // One read gives at least the magic, unless the blob is shorter.
     let head = blob.fill_buf()?;
-    Ok(match detect(head) {
+    Ok(match Compression::of(head) {
         Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
         Compression::Zstd => Box::new(zstd::Decoder::with_buffer(blob)?),
         Compression::None => Box::new(blob),
     })
-}
-
-fn detect(head: &[u8]) -> Compression {
-    match head {
-        [0x1f, 0x8b, 0x08, ..] => Compression::Gzip,
-        // A frame, or a skippable frame before it.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
-        _ => Compression::None,
-    }
 }
 
 /// A buffered stream that hashes and counts everything it hands out.

@@ -18,6 +18,7 @@ struct State {
     blobs: HashMap<Digest, (Bytes, Labels)>,
     ingests: BTreeMap<String, Vec<u8>>,
     open: Vec<String>,
+    leased: Vec<Digest>,
 }
 
 /// A content store of one namespace.
@@ -45,6 +46,10 @@ impl Memory {
             .blobs
             .insert(digest.clone(), (data, Labels::new()));
         digest
+    }
+    /// Whether somebody tried to write this blob when it was there, which adds it to the lease of the call.
+    pub(crate) fn leased(&self, digest: &Digest) -> bool {
+        self.0.lock().leased.contains(digest)
     }
     pub(crate) fn content(&self) -> Arc<dyn Content> {
         Arc::new(self.clone())
@@ -190,11 +195,12 @@ impl Content for Memory {
     }
     async fn writer(&self, _: &Scope, options: WriterOptions) -> Result<Box<dyn Writer>> {
         let mut state = self.0.lock();
-        if options
+        if let Some(there) = options
             .expected
-            .as_ref()
-            .is_some_and(|e| state.blobs.contains_key(e))
+            .clone()
+            .filter(|e| state.blobs.contains_key(e))
         {
+            state.leased.push(there);
             return Err(Error::already_exists("content"));
         }
         if state.open.contains(&options.r#ref) {

@@ -10,7 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use corten_core::content::{Content, Reader, WriterOptions, open_writer, read_blob, write_blob};
+use corten_core::compression::Compression;
+use corten_core::content::{
+    Content, Info, Reader, WriterOptions, open_writer, read_blob, write_blob,
+};
 use corten_core::filter::Filter;
 use corten_core::labels::UNCOMPRESSED;
 use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
@@ -55,27 +58,10 @@ pub fn read(
     if !decompress {
         return import.archive(source);
     }
-    match magic(source.fill_buf()?) {
+    match Compression::of(source.fill_buf()?) {
         Compression::Gzip => import.archive(flate2::bufread::MultiGzDecoder::new(source)),
         Compression::Zstd => import.archive(zstd::Decoder::with_buffer(source)?),
         Compression::None => import.archive(source),
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-fn magic(head: &[u8]) -> Compression {
-    match head {
-        [0x1f, 0x8b, 0x08, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
-        // A skippable frame: zstd:chunked starts with one.
-        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
-        _ => Compression::None,
     }
 }
 
@@ -359,7 +345,10 @@ impl Import<'_> {
         let found = self
             .runtime
             .block_on(self.content.list(&self.scope.namespace, &known))?;
-        if let Some(info) = found.into_iter().next() {
+        for info in found {
+            if !self.lease(file, &info)? {
+                continue;
+            }
             let media_type = match self.compression(&info.digest)? {
                 Compression::None => DOCKER_LAYER,
                 _ => DOCKER_LAYER_GZIP,
@@ -387,13 +376,38 @@ impl Import<'_> {
         Ok(described(&digest, size, DOCKER_LAYER_GZIP))
     }
 
+    // Adds a blob that another image brought to the lease of this import; false when it is gone meanwhile.
+    fn lease(&self, file: &Desc, info: &Info) -> Result<bool> {
+        let options = WriterOptions {
+            r#ref: format!("reuse-{}-for-{}", info.digest, file.digest),
+            total: info.size,
+            expected: Some(info.digest.clone()),
+            ..WriterOptions::default()
+        };
+        // A blob that is there cannot be written again: that it is leased by the attempt is what is wanted.
+        match self
+            .runtime
+            .block_on(open_writer(&**self.content, self.scope, options))
+        {
+            Err(e) if e.kind() == Kind::AlreadyExists => Ok(true),
+            Err(e) => Err(e.context("lease the layer that is there")),
+            Ok(writer) => {
+                let name = writer.status().r#ref.clone();
+                drop(writer);
+                self.runtime
+                    .block_on(self.content.abort(self.scope, &name))?;
+                Ok(false)
+            }
+        }
+    }
+
     fn compression(&self, digest: &Digest) -> Result<Compression> {
         let reader = self
             .runtime
             .block_on(self.content.reader_at(&self.scope.namespace, digest))?;
         let mut head = [0; 8];
         let n = reader.read_at(&mut head, 0)?;
-        Ok(magic(&head[..n]))
+        Ok(Compression::of(&head[..n]))
     }
 }
 
@@ -442,13 +456,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_magic() {
+    fn paths() {
         assert_eq!(clean("./a//b/../c"), "a/c");
         assert_eq!(clean("/../../etc/x"), "etc/x");
-        assert_eq!(magic(&[0x1f, 0x8b, 8, 0]), Compression::Gzip);
-        assert_eq!(magic(&[0x28, 0xb5, 0x2f, 0xfd]), Compression::Zstd);
-        assert_eq!(magic(b"oci-layout"), Compression::None);
-        assert_eq!(magic(b""), Compression::None);
     }
 
     #[test]

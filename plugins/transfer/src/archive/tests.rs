@@ -180,7 +180,7 @@ async fn what_docker_save_writes() {
         ("docker.io/library/app:v1".into(), "h.io/a/b:latest".into())
     );
     assert_eq!(found["manifests"][0]["platform"]["architecture"], "amd64");
-    let compressed = imported(&store, archive, true).await.unwrap();
+    let compressed = imported(&store, archive.clone(), true).await.unwrap();
     let manifest = index_of(&store, &compressed)["manifests"][0]["digest"].clone();
     let digest = Digest::parse(manifest.as_str().unwrap()).unwrap();
     let manifest: serde_json::Value =
@@ -191,6 +191,11 @@ async fn what_docker_save_writes() {
         store.labels(&blob)[UNCOMPRESSED],
         Digest::sha256(layer).to_string()
     );
+    // A later import uses the compressed layer, and must hold it: the image that brought it may go meanwhile.
+    assert!(!store.leased(&blob));
+    let again = imported(&store, archive, false).await.unwrap();
+    assert_eq!(again.digest, compressed.digest);
+    assert!(store.leased(&blob));
 }
 
 #[tokio::test]

@@ -537,12 +537,25 @@ async fn arrived(arrival: Option<Arrival>) -> Result<()> {
 
 // === small facts ===
 
-// Only labels meant for snapshotters, and never an id map (CVE-2026-53493's sibling in 2.4.1).
+/// Snapshot labels that an image may not set: what they say is the host's or the unpacker's to decide (the id maps
+/// are CVE-2026-53493's sibling in 2.4.1).
+const NOT_THE_IMAGES: [&str; 6] = [
+    "uidmapping",
+    "gidmapping",
+    "max-size",
+    "overlay.upperdir",
+    "diff-id",
+    "parent-chain-id",
+];
+
+// Only labels meant for snapshotters, and none that are not the image's to set.
 fn inherited(annotations: &BTreeMap<String, String>) -> Labels {
     annotations
         .iter()
-        .filter(|(k, _)| k.as_str() == SNAPSHOT_REF || k.starts_with(SNAPSHOT_PREFIX))
-        .filter(|(k, _)| !k.ends_with("/uidmapping") && !k.ends_with("/gidmapping"))
+        .filter(|(k, _)| {
+            k.strip_prefix(SNAPSHOT_PREFIX)
+                .is_some_and(|name| !NOT_THE_IMAGES.contains(&name))
+        })
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect()
 }
@@ -585,10 +598,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_cannot_set_id_maps() {
+    fn an_image_cannot_set_what_is_the_hosts() {
         let annotations: BTreeMap<String, String> = [
+            "containerd.io/snapshot.ref",
             "containerd.io/snapshot/uidmapping",
             "containerd.io/snapshot/gidmapping",
+            "containerd.io/snapshot/max-size",
+            "containerd.io/snapshot/overlay.upperdir",
+            "containerd.io/snapshot/diff-id",
+            "containerd.io/snapshot/parent-chain-id",
             "containerd.io/snapshot/remote/x",
             "containerd.io/gc.root",
         ]

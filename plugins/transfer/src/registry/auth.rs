@@ -2,7 +2,7 @@
 //!
 //! A secret is given to the origin (scheme, host, port) that was asked for and to the token realm that this origin
 //! names, never over plain HTTP when the registry itself is HTTPS, and never to where a redirect or a foreign URL
-//! leads. Nothing here implements `Debug` or `Display` with a secret in it.
+//! leads. What `hosts.toml` says for a host (headers, client certificates) a realm on another host does not see. Nothing here implements `Debug` or `Display` with a secret in it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use base64::engine::general_purpose::STANDARD;
 use corten_core::{Error, Kind, Result};
 use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT, WWW_AUTHENTICATE};
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
 use super::USER_AGENT_VALUE;
+use super::request::Endpoint;
 
 /// What a client knows for a host. All empty means anonymous.
 #[derive(Clone, Default)]
@@ -100,22 +101,20 @@ impl Authorizer {
         }
     }
 
-    /// The `Authorization` for a request to `origin` with token scopes `scopes`, if one is known to be needed.
+    /// The `Authorization` for a request to `endpoint` with token scopes `scopes`, if one is known to be needed.
     ///
     /// # Errors
     /// The token server's.
-    pub async fn header(
+    pub(super) async fn header(
         &self,
-        client: &Client,
-        extra: &HeaderMap,
-        origin: &str,
+        endpoint: &Endpoint,
         scopes: &[String],
     ) -> Result<Option<HeaderValue>> {
-        let answer = self.known.lock().get(origin).cloned();
+        let answer = self.known.lock().get(&endpoint.origin()).cloned();
         match answer.as_deref() {
             None => Ok(None),
             Some(Answer::Fixed(value)) => Ok(Some(value.clone())),
-            Some(Answer::Bearer(b)) => Ok(Some(b.token(client, extra, scopes).await?)),
+            Some(Answer::Bearer(b)) => Ok(Some(b.token(endpoint, scopes).await?)),
         }
     }
 
@@ -277,12 +276,7 @@ impl From<TokenError> for Error {
 
 impl Bearer {
     // One fetch at a time: the lock is held over it, so that parallel layers share one token.
-    async fn token(
-        &self,
-        client: &Client,
-        extra: &HeaderMap,
-        scopes: &[String],
-    ) -> Result<HeaderValue> {
+    async fn token(&self, endpoint: &Endpoint, scopes: &[String]) -> Result<HeaderValue> {
         let mut all: Vec<&str> = self
             .scopes
             .iter()
@@ -298,27 +292,27 @@ impl Bearer {
         {
             return Ok(t.value.clone());
         }
-        let token = self.fetch(client, extra, &all).await?;
+        let token = self.fetch(endpoint, &all).await?;
         let value = token.value.clone();
         tokens.insert(key, token);
         Ok(value)
     }
 
-    async fn fetch(&self, client: &Client, extra: &HeaderMap, scopes: &[&str]) -> Result<Token> {
+    async fn fetch(&self, endpoint: &Endpoint, scopes: &[&str]) -> Result<Token> {
         if self.credential.secret.is_empty() {
             return self
-                .get(client, extra, scopes)
+                .get(endpoint, scopes)
                 .await
                 .map_err(|e| Error::from(e).context("failed to fetch anonymous token"));
         }
-        let posted = self.post(client, extra, scopes).await;
+        let posted = self.post(endpoint, scopes).await;
         let answer = match posted {
             // Some servers have no POST, others none for passwords: GET is the older way.
             Err(TokenError::Status(status, e)) => {
                 let old = matches!(status.as_u16(), 400 | 401 | 404)
                     || (status.as_u16() == 405 && !self.credential.username.is_empty());
                 if old {
-                    self.get(client, extra, scopes).await
+                    self.get(endpoint, scopes).await
                 } else {
                     Err(TokenError::Other(e))
                 }
@@ -328,12 +322,7 @@ impl Bearer {
         answer.map_err(|e| Error::from(e).context("failed to fetch oauth token"))
     }
 
-    async fn post(
-        &self,
-        client: &Client,
-        extra: &HeaderMap,
-        scopes: &[&str],
-    ) -> Result<Token, TokenError> {
+    async fn post(&self, endpoint: &Endpoint, scopes: &[&str]) -> Result<Token, TokenError> {
         let c = &self.credential;
         let mut form = reqwest::Url::parse("form:x")
             .map_err(|e| TokenError::Other(Error::internal(format!("build token form: {e}"))))?;
@@ -355,9 +344,10 @@ impl Bearer {
             }
         }
         let body = form.query().unwrap_or_default().to_owned();
-        let request = client
+        let request = endpoint
+            .client_for(&self.realm)
             .post(self.realm.clone())
-            .headers(extra.clone())
+            .headers(endpoint.headers_for(&self.realm))
             .header(
                 "content-type",
                 "application/x-www-form-urlencoded; charset=utf-8",
@@ -367,12 +357,7 @@ impl Bearer {
         self.answer(request, reqwest::Method::POST).await
     }
 
-    async fn get(
-        &self,
-        client: &Client,
-        extra: &HeaderMap,
-        scopes: &[&str],
-    ) -> Result<Token, TokenError> {
+    async fn get(&self, endpoint: &Endpoint, scopes: &[&str]) -> Result<Token, TokenError> {
         let mut url = self.realm.clone();
         {
             let mut pairs = url.query_pairs_mut();
@@ -383,9 +368,10 @@ impl Bearer {
                 pairs.append_pair("scope", scope);
             }
         }
-        let mut request = client
+        let mut request = endpoint
+            .client_for(&self.realm)
             .get(url)
-            .headers(extra.clone())
+            .headers(endpoint.headers_for(&self.realm))
             .header(USER_AGENT, USER_AGENT_VALUE);
         let c = &self.credential;
         if !c.secret.is_empty() {

@@ -33,6 +33,8 @@ pub(super) struct Endpoint {
     pub capabilities: Capabilities,
     pub headers: HeaderMap,
     client: Client,
+    // Knows no client certificate: for other hosts.
+    others: Client,
     authorizer: Option<Arc<Authorizer>>,
     // Configured as plain HTTP but with TLS settings: HTTPS is tried first, this says that it was in vain.
     may_fall_back: bool,
@@ -76,13 +78,22 @@ impl Endpoint {
         } else {
             host.scheme.clone()
         };
+        let client = tls::client(host)?;
+        let others = match host.client.is_empty() {
+            true => client.clone(),
+            false => tls::client(&Host {
+                client: Vec::new(),
+                ..host.clone()
+            })?,
+        };
         Ok(Self {
             scheme,
             host: host.host.clone(),
             path: host.path.clone(),
             capabilities: host.capabilities,
             headers: host.headers.clone(),
-            client: tls::client(host)?,
+            client,
+            others,
             authorizer: Some(authorizer),
             may_fall_back,
             plain: AtomicBool::new(false),
@@ -97,7 +108,8 @@ impl Endpoint {
             path: String::new(),
             capabilities: self.capabilities,
             headers: HeaderMap::new(),
-            client: self.client.clone(),
+            client: self.client_for(url).clone(),
+            others: self.others.clone(),
             authorizer: None,
             may_fall_back: false,
             plain: AtomicBool::new(false),
@@ -120,6 +132,34 @@ impl Endpoint {
     /// Whether `url` is at this endpoint.
     pub(super) fn is_origin_of(&self, url: &Url) -> bool {
         Url::parse(&self.origin()).is_ok_and(|own| own.origin() == url.origin())
+    }
+
+    /// Whether `url` is on this endpoint's host, whatever its port, and not less protected: token servers and
+    /// redirects there may learn what the file says for this host.
+    fn trusts(&self, url: &Url) -> bool {
+        Url::parse(&self.origin()).is_ok_and(|own| {
+            own.host() == url.host() && (own.scheme() == url.scheme() || url.scheme() == "https")
+        })
+    }
+
+    /// The client for a request to `url`: a client certificate is shown to its own host only. What makes servers
+    /// trusted (`ca`, `skip_verify`) holds everywhere, as with stock: it gives nothing away that a host with this
+    /// trust could not ask for itself.
+    pub(super) fn client_for(&self, url: &Url) -> &Client {
+        if self.trusts(url) {
+            &self.client
+        } else {
+            &self.others
+        }
+    }
+
+    /// The headers of the file, for its own host only.
+    pub(super) fn headers_for(&self, url: &Url) -> HeaderMap {
+        if self.trusts(url) {
+            self.headers.clone()
+        } else {
+            HeaderMap::new()
+        }
     }
 
     fn address(&self) -> String {
@@ -339,9 +379,8 @@ impl Request {
             .or_insert(HeaderValue::from_static(USER_AGENT_VALUE));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if home && let Some(authorizer) = &self.endpoint.authorizer {
-            let e = &self.endpoint;
             let value = authorizer
-                .header(&e.client, &e.headers, &e.origin(), &self.scopes)
+                .header(&self.endpoint, &self.scopes)
                 .await
                 .map_err(|e| (None, e.context("failed to authorize")))?;
             if let Some(value) = value {
@@ -350,7 +389,7 @@ impl Request {
         }
         let mut request = self
             .endpoint
-            .client
+            .client_for(url)
             .request(method.clone(), url.clone())
             .headers(headers);
         if let Some((length, body)) = self.body.as_ref().filter(|_| *method == self.method) {

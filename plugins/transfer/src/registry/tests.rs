@@ -383,6 +383,36 @@ async fn nothing_secret_follows_a_redirect_or_a_foreign_url() {
 }
 
 #[tokio::test]
+async fn a_token_server_elsewhere_sees_nothing_of_the_hosts_file() {
+    for (elsewhere, want) in [(false, "hidden"), (true, "")] {
+        let (realm, tokens) = serve(|_, _| reply(200, r#"{"token":"T"}"#)).await;
+        let realm = match elsewhere {
+            true => realm.replace("127.0.0.1", "localhost"),
+            false => realm,
+        };
+        let (host, _) = serve(move |r, _| match r.header("authorization") {
+            "Bearer T" => manifest_reply(b"{}"),
+            _ => Reply {
+                headers: vec![(
+                    "www-authenticate",
+                    format!("Bearer realm=\"http://{realm}/token\",service=\"s\""),
+                )],
+                ..reply(401, "")
+            },
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(&host);
+        std::fs::create_dir(&folder).unwrap();
+        let text = format!("server = \"http://{host}\"\n[header]\nx-secret = \"hidden\"\n");
+        std::fs::write(folder.join("hosts.toml"), text).unwrap();
+        let registry = open(&host, |o| o.host_roots = vec![dir.path().to_owned()]).await;
+        registry.resolve().await.unwrap();
+        assert_eq!(tokens.lock()[0].header("x-secret"), want);
+    }
+}
+
+#[tokio::test]
 async fn mirrors_come_first_and_the_server_is_the_fallback() {
     let (mirror, asked) = serve(|_, _| reply(404, "")).await;
     let (host, _) = serve(|_, _| manifest_reply(b"{}")).await;

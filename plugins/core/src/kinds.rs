@@ -37,6 +37,16 @@ kinds! {
     Transfer = "io.containerd.transfer.v1" => dyn crate::transfer::Transfer;
     /// The sandbox records.
     SandboxStore = "io.containerd.sandbox.store.v1" => dyn crate::sandbox::Sandboxes;
+    /// Sandbox controllers.
+    SandboxController = "io.containerd.sandbox.controller.v1" => dyn crate::sandbox::Controller;
+    /// The CRI's own sandbox controllers, by a kind of their own as in containerd.
+    PodSandbox = "io.containerd.podsandbox.controller.v1" => dyn crate::sandbox::Controller;
+    /// What watches tasks and tells Prometheus of them.
+    TaskMonitor = "io.containerd.monitor.task.v1" => dyn crate::metrics::Source;
+    /// What watches containers and acts.
+    ContainerMonitor = "io.containerd.monitor.container.v1" => dyn std::any::Any + Send + Sync;
+    /// Other figures for Prometheus.
+    Metrics = "io.containerd.metrics.v1" => dyn crate::metrics::Source;
     /// gRPC façades.
     Grpc = "io.containerd.grpc.v1" => dyn crate::service::GrpcService;
     /// ttrpc façades.

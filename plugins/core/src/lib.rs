@@ -24,6 +24,7 @@ pub mod kinds;
 pub mod labels;
 pub mod leases;
 pub mod metadata;
+pub mod metrics;
 pub mod mounts;
 pub mod namespaces;
 pub mod reference;

@@ -13,7 +13,7 @@ use corten_core::scope::NAMESPACE_TTRPC;
 use corten_core::{Error, Kind, Namespace, Result, status};
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::ttrpc::runtime::{Client, Context};
-use corten_protos::ttrpc::{TASK_V2, TASK_V3, TaskClient};
+use corten_protos::ttrpc::{SandboxClient, TASK_V2, TASK_V3, TaskClient};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
@@ -145,6 +145,11 @@ impl Connection {
     pub(crate) fn task(&self, version: i32) -> TaskClient {
         let service = if version >= 3 { TASK_V3 } else { TASK_V2 };
         TaskClient::with_service(self.client.clone(), service)
+    }
+
+    /// The sandbox API.
+    pub(crate) fn sandbox(&self) -> SandboxClient {
+        SandboxClient::new(self.client.clone())
     }
 
     /// Metadata of one call, and its deadline for the shim's own use.

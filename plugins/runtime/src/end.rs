@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::bootstrap;
 use crate::bundle::Bundle;
 use crate::shim::Shim;
-use crate::task::Inner;
+use crate::task::{Inner, Role};
 
 /// Exit status of a container whose end nobody could tell.
 const UNKNOWN_EXIT: u32 = 255;
@@ -25,6 +25,10 @@ const UNKNOWN_EXIT: u32 = 255;
 impl Inner {
     /// Tells everybody that a container ended whose shim cannot tell.
     pub(crate) async fn publish_end(&self, bundle: &Bundle, exit: Exit) {
+        if self.role == Role::Sandbox {
+            // Those who wait for the sandbox are told; its containers have bundles and ends of their own.
+            return;
+        }
         let (ns, id) = (&bundle.namespace, &bundle.id);
         let exited = TaskExit {
             container_id: id.clone(),
@@ -114,16 +118,27 @@ impl Inner {
         if !shim.release() {
             return self.await_end(shim).await;
         }
-        let deleted = shim.delete_init(Some(self.manager.timeouts.cleanup)).await;
+        if self.role == Role::Sandbox
+            && let Err(error) = crate::sandbox::shutdown(shim).await
+        {
+            warn!(sandbox.id = %shim.bundle.id, %error, "shut down a sandbox");
+        }
+        let deleted = match self.role {
+            Role::Task => shim
+                .delete_init(Some(self.manager.timeouts.cleanup))
+                .await
+                .ok(),
+            Role::Sandbox => None,
+        };
         if let Err(e) = shim.shutdown().await {
             warn!(container.id = %shim.bundle.id, error = %Error::from(e), "shut down a shim");
         }
         shim.connection.close();
-        if deleted.is_err() {
+        if deleted.is_none() {
             // The shim could not, or had nothing to: whatever a half-made container left is its binary's to find.
             self.clean_up(&shim.binary, &shim.bundle).await;
         }
-        shim.set_end(deleted.ok());
+        shim.set_end(deleted);
     }
 
     /// Closes a connection that did its duty, and removes the bundle.

@@ -11,16 +11,18 @@ use corten_core::events::Events;
 use corten_core::filter::Filter;
 use corten_core::runtime::CreateOptions;
 use corten_core::sandbox::Sandboxes;
+use corten_core::tasks_set::TaskSet;
 use corten_core::{Any, Error, Namespace, Result, Scope};
 use corten_protos::any;
 use corten_protos::containerd::events::{TaskDelete, TaskExit};
+use corten_protos::containerd::runtime::sandbox::v1 as sb;
 use corten_protos::containerd::services::containers::v1::Container;
 use corten_protos::containerd::task::v3;
-use corten_protos::containerd::types::{Envelope, Sandbox};
+use corten_protos::containerd::types::{Envelope, Sandbox as Record};
 use corten_protos::containerd::v1::types::{ProcessInfo, Status};
 use corten_protos::google::protobuf::Empty;
 use corten_protos::ttrpc::runtime::TtrpcContext;
-use corten_protos::ttrpc::{Task, create_task_v2, create_task_v3, error};
+use corten_protos::ttrpc::{Sandbox, Task, create_sandbox, create_task_v2, create_task_v3, error};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::{UnixListener, UnixStream};
@@ -30,7 +32,14 @@ use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::manager::{Manager, Timeouts};
-use crate::task::TaskManager;
+use crate::task::{Inner, Role, TaskManager};
+
+pub(crate) const TIMEOUTS: Timeouts = Timeouts {
+    load: Duration::from_millis(500),
+    cleanup: Duration::from_secs(5),
+    shutdown: Duration::from_secs(3),
+    state: Duration::from_millis(500),
+};
 
 /// What the fake shim does and was asked.
 #[derive(Debug, Clone, Default)]
@@ -145,6 +154,73 @@ impl Task for FakeTask {
     }
 }
 
+#[async_trait]
+impl Sandbox for FakeTask {
+    async fn create_sandbox(
+        &self,
+        _: &TtrpcContext,
+        r: sb::CreateSandboxRequest,
+    ) -> ttrpc::Result<sb::CreateSandboxResponse> {
+        self.called(
+            "sandbox create",
+            format!("{} {}", r.sandbox_id, r.netns_path).trim(),
+        );
+        match self.0.lock().create_fails.clone() {
+            Some(text) => Err(error(Code::UNKNOWN, text)),
+            None => Ok(sb::CreateSandboxResponse::default()),
+        }
+    }
+    async fn start_sandbox(
+        &self,
+        _: &TtrpcContext,
+        r: sb::StartSandboxRequest,
+    ) -> ttrpc::Result<sb::StartSandboxResponse> {
+        self.called("sandbox start", &r.sandbox_id);
+        Ok(sb::StartSandboxResponse {
+            pid: 7,
+            ..Default::default()
+        })
+    }
+    async fn stop_sandbox(
+        &self,
+        _: &TtrpcContext,
+        r: sb::StopSandboxRequest,
+    ) -> ttrpc::Result<sb::StopSandboxResponse> {
+        self.called("sandbox stop", &r.sandbox_id);
+        Ok(sb::StopSandboxResponse::default())
+    }
+    async fn wait_sandbox(
+        &self,
+        _: &TtrpcContext,
+        _: sb::WaitSandboxRequest,
+    ) -> ttrpc::Result<sb::WaitSandboxResponse> {
+        Ok(sb::WaitSandboxResponse {
+            exit_status: 137,
+            exited_at: None,
+        })
+    }
+    async fn sandbox_status(
+        &self,
+        _: &TtrpcContext,
+        r: sb::SandboxStatusRequest,
+    ) -> ttrpc::Result<sb::SandboxStatusResponse> {
+        Ok(sb::SandboxStatusResponse {
+            sandbox_id: r.sandbox_id,
+            pid: 7,
+            state: corten_core::sandbox::READY.into(),
+            ..Default::default()
+        })
+    }
+    async fn shutdown_sandbox(
+        &self,
+        _: &TtrpcContext,
+        r: sb::ShutdownSandboxRequest,
+    ) -> ttrpc::Result<sb::ShutdownSandboxResponse> {
+        self.called("sandbox shutdown", &r.sandbox_id);
+        Ok(sb::ShutdownSandboxResponse::default())
+    }
+}
+
 /// A folder with everything: the shim's binary, its socket, and the daemon's folders.
 pub(crate) struct Fake {
     temp: tempfile::TempDir,
@@ -225,7 +301,10 @@ impl Fake {
     /// Serves the task API under both names.
     pub(crate) async fn serve(&self) -> Shim {
         let (server, connections) = self.server();
-        let server = server.register_service(create_task_v3(Arc::new(self.task.clone())));
+        let task = Arc::new(self.task.clone());
+        let server = server
+            .register_service(create_task_v3(task.clone()))
+            .register_service(create_sandbox(task));
         Shim::start(server, connections).await
     }
 
@@ -254,20 +333,26 @@ impl Fake {
     }
 
     pub(crate) fn manager(&self) -> TaskManager {
-        let timeouts = Timeouts {
-            load: Duration::from_millis(500),
-            cleanup: Duration::from_secs(5),
-            shutdown: Duration::from_secs(3),
-            state: Duration::from_millis(500),
+        let manager = Manager::for_test(self.temp.path(), TIMEOUTS);
+        self.manager_for(Role::Task, Arc::new(manager))
+    }
+
+    /// A manager of its own sort of shims over shared ones.
+    pub(crate) fn manager_for(&self, role: Role, manager: Arc<Manager>) -> TaskManager {
+        let folder = |base: &str| match role {
+            Role::Task => self.path(base),
+            Role::Sandbox => self.path("sandboxes").join(base),
         };
-        let tasks = TaskManager::new(
-            Arc::new(Manager::for_test(self.temp.path(), timeouts)),
-            self.path("root"),
-            self.path("state"),
-            self.events.clone(),
-            Arc::new(NoContainers),
-            self.sandboxes.clone(),
-        );
+        let tasks = TaskManager::new(Inner {
+            role,
+            manager,
+            root: folder("root"),
+            state: folder("state"),
+            events: self.events.clone(),
+            containers: Arc::new(NoContainers),
+            sandboxes: self.sandboxes.clone(),
+            background: TaskSet::new(),
+        });
         crate::restore::make_folders(&tasks).unwrap();
         tasks
     }
@@ -372,24 +457,24 @@ impl Containers for NoContainers {
 
 /// Has the sandboxes whose ids are set.
 #[derive(Default)]
-pub(crate) struct NoSandboxes(pub(crate) Mutex<BTreeMap<String, Sandbox>>);
+pub(crate) struct NoSandboxes(pub(crate) Mutex<BTreeMap<String, Record>>);
 
 #[async_trait]
 impl Sandboxes for NoSandboxes {
-    async fn get(&self, _: &Namespace, id: &str) -> Result<Sandbox> {
+    async fn get(&self, _: &Namespace, id: &str) -> Result<Record> {
         self.0
             .lock()
             .get(id)
             .cloned()
             .ok_or_else(|| Error::not_found(id))
     }
-    async fn list(&self, _: &Namespace, _: &Filter) -> Result<Vec<Sandbox>> {
+    async fn list(&self, _: &Namespace, _: &Filter) -> Result<Vec<Record>> {
         unreachable!()
     }
-    async fn create(&self, _: &Scope, _: Sandbox) -> Result<Sandbox> {
+    async fn create(&self, _: &Scope, _: Record) -> Result<Record> {
         unreachable!()
     }
-    async fn update(&self, _: &Scope, _: Sandbox, _: &[String]) -> Result<Sandbox> {
+    async fn update(&self, _: &Scope, _: Record, _: &[String]) -> Result<Record> {
         unreachable!()
     }
     async fn delete(&self, _: &Scope, _: &str) -> Result<()> {

@@ -1,16 +1,19 @@
 //! io.containerd.shim.v1 "manager": what every shim of this daemon is started with.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use corten_core::{Error, Result};
+use corten_core::{Error, Namespace, Result};
 use corten_registry::{Context, Kind, Properties, Registration};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::discovery::Discovery;
+use crate::shim::Shim;
 
-/// The kind of the shim manager. Only this crate's task manager needs it.
+/// The kind of the shim manager. Only this crate's task manager and sandbox controller need it.
 #[derive(Debug)]
 pub struct ShimManager;
 
@@ -34,9 +37,13 @@ struct Config {
     socket_dir: String,
 }
 
-/// What every shim is started with, and where shims are found.
+/// All connected shims: those of tasks, and those of sandboxes, which tasks may join.
+type Shims = Mutex<HashMap<(Namespace, String), Arc<Shim>>>;
+
+/// What every shim is started with, where shims are found, and which are connected.
 #[derive(Debug)]
 pub struct Manager {
+    pub(crate) shims: Shims,
     pub(crate) discovery: Discovery,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) socket_dir: PathBuf,
@@ -90,6 +97,7 @@ impl Manager {
             .map(|p| std::env::split_paths(&p).collect())
             .unwrap_or_default();
         Ok(Self {
+            shims: Shims::default(),
             discovery: Discovery::new(std::env::current_dir().ok(), &path, &own_binary),
             env: config
                 .env
@@ -109,6 +117,7 @@ impl Manager {
     #[cfg(test)]
     pub(crate) fn for_test(folder: &Path, timeouts: Timeouts) -> Self {
         Self {
+            shims: Shims::default(),
             discovery: Discovery::new(None, &[folder.into()], Path::new("/none")),
             env: Vec::new(),
             socket_dir: folder.into(),

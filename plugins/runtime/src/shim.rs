@@ -27,10 +27,12 @@ use crate::bootstrap::NEWEST;
 use crate::bundle::Bundle;
 use crate::connection::{CallError, Connection};
 use crate::manager::Timeouts;
+use crate::task::Role;
 
 /// A connected shim.
 #[derive(Debug)]
 pub(crate) struct Shim {
+    pub(crate) role: Role,
     pub(crate) bundle: Bundle,
     pub(crate) binary: PathBuf,
     pub(crate) bootstrap: BootstrapResult,
@@ -53,6 +55,7 @@ pub(crate) struct Shim {
 
 impl Shim {
     pub(crate) fn new(
+        role: Role,
         bundle: Bundle,
         binary: PathBuf,
         bootstrap: BootstrapResult,
@@ -60,6 +63,7 @@ impl Shim {
         timeouts: Timeouts,
     ) -> Self {
         Self {
+            role,
             version: AtomicI32::new(bootstrap.version),
             bundle,
             binary,
@@ -189,6 +193,18 @@ impl Shim {
         let exit = exit_of(call.await?);
         *self.deleted.lock() = Some(exit);
         Ok(exit)
+    }
+
+    /// `ttrpc+unix:///…` and the API version, for a client that wants to talk to the shim itself.
+    pub(crate) fn endpoint(&self) -> (String, u32) {
+        let b = &self.bootstrap;
+        let address = format!("{}+{}", b.protocol, b.address);
+        (address, u32::try_from(b.version).unwrap_or_default())
+    }
+
+    /// How long each step of its end may take.
+    pub(crate) fn patience_to_end(&self) -> std::time::Duration {
+        self.timeouts.cleanup
     }
 
     /// Tells the shim to go when it has nothing left to do. A connection that is lost by it is what was wanted.

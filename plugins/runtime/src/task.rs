@@ -4,7 +4,6 @@
 //! Making one is a background task of its own: a client that goes away in the middle is noticed there, and what was
 //! made so far is undone, each step with its own deadline, whatever the shim does.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +20,6 @@ use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::containerd::task::v3::CreateTaskRequest;
 use corten_protos::containerd::types::RuntimeInfo;
 use corten_registry::{Platform, Registration};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tracing::{error, warn};
@@ -59,7 +57,16 @@ impl Default for Config {
 #[derive(Clone)]
 pub(crate) struct TaskManager(Arc<Inner>);
 
+/// What the shims of a manager are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Task,
+    /// Their containers, if any, have bundles of their own; nobody asks the task API for them.
+    Sandbox,
+}
+
 pub(crate) struct Inner {
+    pub(crate) role: Role,
     pub(crate) manager: Arc<Manager>,
     /// Persistent folders of bundles.
     pub(crate) root: PathBuf,
@@ -68,13 +75,12 @@ pub(crate) struct Inner {
     pub(crate) events: Arc<dyn Events>,
     pub(crate) containers: Arc<dyn Containers>,
     pub(crate) sandboxes: Arc<dyn Sandboxes>,
-    shims: Mutex<HashMap<(Namespace, String), Arc<Shim>>>,
-    background: TaskSet,
+    pub(crate) background: TaskSet,
 }
 
 impl std::fmt::Debug for TaskManager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TaskManager({})", self.0.shims.lock().len())
+        write!(f, "TaskManager({})", self.manager.shims.lock().len())
     }
 }
 
@@ -96,13 +102,20 @@ impl Inner {
         }
     }
 
+    /// The shim of a task or sandbox.
     pub(crate) fn find(&self, ns: &Namespace, id: &str) -> Option<Arc<Shim>> {
-        self.shims.lock().get(&(ns.clone(), id.to_owned())).cloned()
+        let key = (ns.clone(), id.to_owned());
+        self.manager.shims.lock().get(&key).cloned()
+    }
+
+    /// The same, when it was made by this manager.
+    pub(crate) fn find_own(&self, ns: &Namespace, id: &str) -> Option<Arc<Shim>> {
+        self.find(ns, id).filter(|s| s.role == self.role)
     }
 
     fn add(&self, shim: &Arc<Shim>) -> Result<()> {
         let key = (shim.bundle.namespace.clone(), shim.bundle.id.clone());
-        match self.shims.lock().entry(key) {
+        match self.manager.shims.lock().entry(key) {
             std::collections::hash_map::Entry::Occupied(e) => {
                 Err(Error::already_exists(&e.key().1))
             }
@@ -116,7 +129,7 @@ impl Inner {
     /// Forgets exactly this shim; `false` when it was not listed.
     pub(crate) fn remove(&self, shim: &Arc<Shim>) -> bool {
         let key = (shim.bundle.namespace.clone(), shim.bundle.id.clone());
-        let mut shims = self.shims.lock();
+        let mut shims = self.manager.shims.lock();
         let listed = shims.get(&key).is_some_and(|s| Arc::ptr_eq(s, shim));
         if listed {
             shims.remove(&key);
@@ -128,24 +141,8 @@ impl Inner {
 // === impl TaskManager ===
 
 impl TaskManager {
-    pub(crate) fn new(
-        manager: Arc<Manager>,
-        root: PathBuf,
-        state: PathBuf,
-        events: Arc<dyn Events>,
-        containers: Arc<dyn Containers>,
-        sandboxes: Arc<dyn Sandboxes>,
-    ) -> Self {
-        Self(Arc::new(Inner {
-            manager,
-            root,
-            state,
-            events,
-            containers,
-            sandboxes,
-            shims: Mutex::default(),
-            background: TaskSet::new(),
-        }))
+    pub(crate) fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
     }
 
     /// Lists a shim and watches its connection.
@@ -175,6 +172,7 @@ impl TaskManager {
         self.background
             .spawn("shim log", log::copy(log, bundle.id.clone(), ended));
         let shim = Shim::new(
+            self.role,
             bundle.clone(),
             binary.into(),
             bootstrap,
@@ -185,7 +183,7 @@ impl TaskManager {
     }
 
     /// Starts a shim of the container's own.
-    async fn launch(
+    pub(crate) async fn launch(
         &self,
         bundle: &Bundle,
         o: &CreateOptions,
@@ -372,17 +370,17 @@ impl Tasks for TaskManager {
     }
 
     async fn get(&self, ns: &Namespace, id: &str) -> Result<Arc<dyn Task>> {
-        match self.find(ns, id) {
+        match self.find_own(ns, id) {
             Some(shim) => Ok(shim),
             None => Err(Error::new(Kind::NotFound, Kind::NotFound.words())),
         }
     }
 
     async fn list(&self, ns: &Namespace) -> Result<Vec<Arc<dyn Task>>> {
-        let shims = self.0.shims.lock();
+        let shims = self.manager.shims.lock();
         let mut all: Vec<Arc<Shim>> = shims
             .iter()
-            .filter(|((n, _), _)| n == ns)
+            .filter(|((n, _), s)| n == ns && s.role == self.role)
             .map(|(_, s)| s.clone())
             .collect();
         drop(shims);
@@ -392,7 +390,7 @@ impl Tasks for TaskManager {
 
     async fn delete(&self, ns: &Namespace, id: &str) -> Result<Exit> {
         let shim = self
-            .find(ns, id)
+            .find_own(ns, id)
             .ok_or_else(|| Error::new(Kind::NotFound, Kind::NotFound.words()))?;
         let failed = |e: Error| e.context("failed to delete task");
         let absent = match shim.delete_init(None).await {
@@ -492,14 +490,16 @@ pub fn registration() -> Registration {
                 }
                 cx.export("log-uri-schemes", LOG_URI_SCHEMES);
                 let metadata = cx.single::<kinds::Metadata>()?;
-                let tasks = TaskManager::new(
-                    cx.single::<ShimManager>()?,
-                    cx.root(),
-                    cx.state(),
-                    cx.single::<kinds::Event>()?,
-                    metadata.containers(),
-                    metadata.sandboxes(),
-                );
+                let tasks = TaskManager::new(Inner {
+                    role: Role::Task,
+                    manager: cx.single::<ShimManager>()?,
+                    root: cx.root(),
+                    state: cx.state(),
+                    events: cx.single::<kinds::Event>()?,
+                    containers: metadata.containers(),
+                    sandboxes: metadata.sandboxes(),
+                    background: TaskSet::new(),
+                });
                 crate::restore::make_folders(&tasks)?;
                 crate::restore::run(&tasks).await;
                 Ok(Arc::new(tasks) as Arc<dyn Tasks>)

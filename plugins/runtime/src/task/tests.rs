@@ -353,6 +353,7 @@ async fn the_state_of_a_stuck_shim_is_not_waited_for() {
     let bundle = Bundle::load(&fake.path("state"), &ns(), "c");
     let timeouts = fake.manager().manager.timeouts;
     let shim = Shim::new(
+        Role::Task,
         bundle,
         fake.binary(),
         BootstrapResult::default(),

@@ -17,28 +17,31 @@ impl Digest {
     /// # Errors
     /// InvalidArgument for anything else; never panics on any text.
     pub fn parse(text: &str) -> Result<Self> {
-        let bad = |why: &str| {
-            Err(Error::new(
+        match Self::wrong(text) {
+            None => Ok(Self(text.to_owned())),
+            Some(why) => Err(Error::new(
                 Kind::InvalidArgument,
                 format!("digest {text:?}: {why}: invalid argument"),
-            ))
-        };
+            )),
+        }
+    }
+
+    /// What is wrong with `text`, in the words of Go's clients; `None` when it is a digest.
+    pub fn wrong(text: &str) -> Option<&'static str> {
         let Some((algorithm, hex)) = text.split_once(':') else {
-            return bad("invalid checksum digest format");
+            return Some("invalid checksum digest format");
         };
         let length = match algorithm {
             "sha256" => 64,
             "sha384" => 96,
             "sha512" => 128,
-            _ => return bad("unsupported digest algorithm"),
+            _ => return Some("unsupported digest algorithm"),
         };
         if hex.len() != length {
-            return bad("invalid checksum digest length");
+            return Some("invalid checksum digest length");
         }
-        if !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return bad("invalid checksum digest format");
-        }
-        Ok(Self(text.to_owned()))
+        (!hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+            .then_some("invalid checksum digest format")
     }
 
     /// The sha256 digest of `data`.

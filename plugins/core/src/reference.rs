@@ -1,7 +1,10 @@
 //! Image references as clients write them: `host[:port]/path[:tag][@digest]` (containerd: pkg/reference).
 
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+
+/// What is wrong with a reference that names no tag and no digest, where one is needed.
+pub const OBJECT_REQUIRED: &str = "object required";
 
 /// A parsed reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,31 +16,40 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Parses.
+    /// Parses. The errors are containerd's, word for word.
     ///
     /// # Errors
-    /// InvalidArgument: no host, a `..` element (containerd 2.4.2), a scheme, or an unusable form.
+    /// InvalidArgument: no host, no repository, a `..` element (containerd 2.4.2), a scheme, or an unusable form.
     pub fn parse(text: &str) -> Result<Self> {
-        let invalid = |why: &str| Err(Error::invalid(format!("reference {text:?}: {why}")));
+        let refused = |why: String| Err(Error::new(Kind::InvalidArgument, why));
+        let invalid = || refused("invalid reference".into());
         if text.contains("://") {
-            return invalid("invalid reference");
+            return invalid();
         }
-        let Some((host, rest)) = text.split_once('/') else {
-            return invalid("hostname required");
-        };
+        let (host, rest) = text.split_once('/').unwrap_or((text, ""));
         if host.is_empty() {
-            return invalid("hostname required");
+            return refused("hostname required".into());
         }
         // What a URL would take for user info, or for a slash, is not a part of any name.
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
         if !host.chars().all(plain) || matches!(host, "." | "..") {
-            return invalid("invalid reference");
+            return invalid();
+        }
+        let port = match host.rfind([':', ']']) {
+            Some(i) if host.as_bytes()[i] == b':' => &host[i + 1..],
+            _ => "",
+        };
+        if !port.bytes().all(|b| b.is_ascii_digit()) {
+            // A tag without a host, mostly.
+            return refused(format!(
+                "parse \"dummy://{text}\": invalid port \":{port}\" after host"
+            ));
         }
         if text
             .chars()
             .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '%' | '\\'))
         {
-            return invalid("invalid reference");
+            return invalid();
         }
         let split = rest.find(['@', ':']);
         let (path, object) = match split {
@@ -45,11 +57,14 @@ impl Reference {
             Some(i) => (&rest[..i], &rest[i..]),
             None => (rest, ""),
         };
+        if path.is_empty() && object.is_empty() {
+            return refused(OBJECT_REQUIRED.into());
+        }
         if path.is_empty() || path.starts_with('/') {
-            return invalid("invalid reference");
+            return invalid();
         }
         if path.split('/').any(|p| p == "..") || object.split('/').any(|p| p == "..") {
-            return invalid("path must not contain \"..\"");
+            return invalid();
         }
         Ok(Self {
             locator: format!("{host}/{path}"),
@@ -98,21 +113,26 @@ mod tests {
 
     #[test]
     fn bad_references() {
-        for bad in [
-            "",
-            "busybox",
-            "/a",
-            "h/",
-            "h/../x",
-            "h/a/../../b:t",
-            "http://h/a",
-            "h/a b",
-            "../a:t",
-            "user:secret@h/a:t",
-            "h/a\\..\\..\\b:t",
-            "h\\x/a:t",
+        for (bad, why) in [
+            ("", "hostname required"),
+            ("busybox", "object required"),
+            (
+                "busybox:1.36",
+                "parse \"dummy://busybox:1.36\": invalid port \":1.36\" after host",
+            ),
+            ("/a", "hostname required"),
+            ("h/", "object required"),
+            ("h/../x", "invalid reference"),
+            ("h/a/../../b:t", "invalid reference"),
+            ("http://h/a", "invalid reference"),
+            ("h/a b", "invalid reference"),
+            ("../a:t", "invalid reference"),
+            ("user:secret@h/a:t", "invalid reference"),
+            ("h/a\\..\\..\\b:t", "invalid reference"),
+            ("h\\x/a:t", "invalid reference"),
         ] {
-            assert!(Reference::parse(bad).is_err(), "{bad}");
+            let e = Reference::parse(bad).unwrap_err();
+            assert_eq!(e.to_string(), why, "{bad}");
         }
     }
 }

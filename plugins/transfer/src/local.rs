@@ -343,11 +343,12 @@ impl Local {
     ) -> Result<()> {
         let shown = format!("OCI Registry ({})", from.reference);
         say(sink, format!("Resolving from {shown}")).await;
-        let registry = self.registry(scope, from).await?;
-        let desc = registry
-            .resolve()
-            .await
-            .context("failed to resolve image")?;
+        let resolved = async {
+            let registry = self.registry(scope, from).await?;
+            let desc = registry.resolve().await?;
+            Ok::<_, Error>((registry, desc))
+        };
+        let (registry, desc) = resolved.await.context("failed to resolve image")?;
         if desc.media_type == DOCKER_SCHEMA1 {
             return Err(Error::invalid(
                 "schema 1 image manifests are no longer supported",

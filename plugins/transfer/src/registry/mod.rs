@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use corten_core::reference::Reference;
+use corten_core::reference::{OBJECT_REQUIRED, Reference};
 use corten_core::{Digest, Error, Kind, Result};
 use reqwest::header::{
     CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
@@ -149,10 +149,13 @@ impl Registry {
     /// telling of the hosts' errors is returned.
     pub async fn resolve(&self) -> Result<Desc> {
         if self.reference.object.is_empty() {
-            return Err(Error::new(Kind::InvalidArgument, "object required"));
+            return Err(Error::new(Kind::InvalidArgument, OBJECT_REQUIRED));
         }
         let digest = match self.reference.object.split_once('@') {
-            Some((_, digest)) => Some(Digest::parse(digest)?),
+            Some((_, text)) => {
+                let wrong = Digest::wrong(text).map(|why| Error::new(Kind::InvalidArgument, why));
+                Some(wrong.map_or_else(|| Digest::parse(text), Err)?)
+            }
             None => None,
         };
         let paths = match &digest {

@@ -467,6 +467,23 @@ async fn localhost_falls_back_to_plain_http_and_errors_have_stocks_words() {
 }
 
 #[tokio::test]
+async fn references_that_name_nothing_are_refused_in_stocks_words() {
+    for (object, want) in [
+        ("", "object required"),
+        (":", "object required"),
+        ("@sha256:12", "invalid checksum digest length"),
+        (":t@x", "invalid checksum digest format"),
+        ("@md5:12", "unsupported digest algorithm"),
+    ] {
+        let name = format!("127.0.0.1:1/a{object}");
+        let registry = Registry::open(&name, RegistryOptions::default())
+            .await
+            .unwrap();
+        assert_eq!(registry.resolve().await.unwrap_err().to_string(), want);
+    }
+}
+
+#[tokio::test]
 async fn a_forbidden_head_is_asked_again_for_the_reason() {
     let (host, _) = serve(|_, _| {
         reply(

@@ -91,11 +91,7 @@ impl Servers {
             .into_iter()
             .map(|(_, service)| service)
             .collect();
-        let mut tasks = vec![
-            grpc::serve(&l.grpc, &services, layer.clone(), stopped.clone())
-                .with_context(|| format!("serve gRPC on {}", l.grpc.address))?,
-        ];
-        info!(address = %l.grpc.address, "serving...");
+        let mut tasks = vec![];
         let ttrpc_services = plugins.all::<kinds::Ttrpc>().into_iter().map(|(_, s)| s);
         let ttrpc = ttrpc::serve(&l.ttrpc, ttrpc_services)
             .await
@@ -103,7 +99,7 @@ impl Servers {
         info!(address = %l.ttrpc.address, "serving...");
         let mut sockets = vec![l.grpc.address.clone(), l.ttrpc.address.clone()];
         if !l.tcp.address.is_empty() {
-            let served = tcp::serve(&l.tcp, &services, layer, stopped).await;
+            let served = tcp::serve(&l.tcp, &services, layer.clone(), stopped.clone()).await;
             tasks.push(served.with_context(|| format!("serve gRPC on {}", l.tcp.address))?);
             info!(address = %l.tcp.address, "serving...");
         }
@@ -128,6 +124,10 @@ impl Servers {
             tasks.push(endpoint(listener, debug::handler(facts)));
             info!(address = %l.debug.address, "serving debug...");
         }
+        // The last one: who gets through to it finds everything.
+        let served = grpc::serve(&l.grpc, &services, layer, stopped);
+        tasks.push(served.with_context(|| format!("serve gRPC on {}", l.grpc.address))?);
+        info!(address = %l.grpc.address, "serving...");
         Ok(Self {
             stop,
             tasks,

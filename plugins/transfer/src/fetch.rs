@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
@@ -10,16 +9,12 @@ use corten_core::content::{Content, Writer, WriterOptions, open_writer, read_blo
 use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::labels::{self, DISTRIBUTION_SOURCE};
 use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
+use crate::download::Downloads;
 use crate::oci::{Desc, Document, MAX_DOCUMENT, gc_labels};
 use crate::progress::Tracker;
-use crate::registry::{Body, Registry};
-
-/// Failures in a row without a new byte before a download is given up.
-const MAX_IDLE: u32 = 3;
-/// How much is gathered before it is written.
-const WRITE_SIZE: usize = 512 << 10;
+use crate::registry::Registry;
 
 /// Fetches from one repository into one scope.
 #[derive(Clone)]
@@ -27,8 +22,7 @@ pub struct Fetcher {
     pub content: Arc<dyn Content>,
     pub scope: Scope,
     pub registry: Arc<Registry>,
-    /// Downloads at a time, over all transfers.
-    pub limit: Option<Arc<Semaphore>>,
+    pub downloads: Downloads,
     pub locks: KeyLocks,
     pub tracker: Option<Tracker>,
 }
@@ -222,7 +216,6 @@ impl Fetcher {
 
     // Downloads and writes at the same time.
     async fn copy(&self, desc: &Desc, size: u64, writer: &mut dyn Writer) -> Result<()> {
-        let _permit = self.permit().await?;
         let start = writer.status().offset;
         // Full: the download waits for the disk.
         let (tx, mut rx) = mpsc::channel::<Bytes>(4);
@@ -237,7 +230,7 @@ impl Fetcher {
             }
             Ok(())
         };
-        let read = download(&self.registry, desc, size, start, tx);
+        let read = self.downloads.run(&self.registry, desc, start..size, tx);
         tokio::try_join!(read, write).map(|_| ())
     }
 
@@ -254,7 +247,6 @@ impl Fetcher {
         if let Some(data) = embedded(desc, size) {
             return Ok(data);
         }
-        let _permit = self.permit().await?;
         let (tx, mut rx) = mpsc::channel::<Bytes>(4);
         let gather = async {
             let mut out = BytesMut::new();
@@ -263,19 +255,9 @@ impl Fetcher {
             }
             Ok(out.freeze())
         };
-        let read = download(&self.registry, desc, size, 0, tx);
+        let read = self.downloads.run(&self.registry, desc, 0..size, tx);
         let ((), data) = tokio::try_join!(read, gather).context("failed to copy")?;
         Ok(data)
-    }
-
-    async fn permit(&self) -> Result<Option<tokio::sync::OwnedSemaphorePermit>> {
-        match &self.limit {
-            None => Ok(None),
-            Some(limit) => match limit.clone().acquire_owned().await {
-                Ok(permit) => Ok(Some(permit)),
-                Err(_) => Err(Error::internal("download limiter closed")),
-            },
-        }
     }
 }
 
@@ -336,75 +318,4 @@ fn embedded(desc: &Desc, size: u64) -> Option<Bytes> {
         .decode(desc.data.as_ref()?)
         .ok()?;
     (data.len() as u64 == size).then(|| data.into())
-}
-
-// Sends the bytes from `start` on, opening the blob again where a connection broke.
-async fn download(
-    registry: &Registry,
-    desc: &Desc,
-    size: u64,
-    start: u64,
-    tx: mpsc::Sender<Bytes>,
-) -> Result<()> {
-    let mut offset = start;
-    let mut idle = 0;
-    loop {
-        let before = offset;
-        let body = registry.fetch(desc, offset).await?;
-        let error = match pump(body, &mut offset, size, &tx).await {
-            Ok(()) if offset == size => return Ok(()),
-            Ok(()) => Error::new(Kind::Unknown, "unexpected EOF"),
-            // All came, and only the end of the response did not: to ask for what is behind it would be an error.
-            Err(e) if e.kind() == Kind::Unavailable && offset == size => return Ok(()),
-            Err(e) if e.kind() == Kind::Unavailable => e,
-            Err(e) => return Err(e),
-        };
-        idle = if offset == before { idle + 1 } else { 0 };
-        if idle > MAX_IDLE {
-            return Err(error.reclassify(Kind::Unknown));
-        }
-        tracing::debug!(%error, offset, digest = desc.digest, "download broke, going on");
-        tokio::time::sleep(Duration::from_millis(100 << idle)).await;
-    }
-}
-
-// Unavailable: the connection broke and `offset` says how far it came.
-async fn pump(mut body: Body, offset: &mut u64, size: u64, tx: &mpsc::Sender<Bytes>) -> Result<()> {
-    let mut gathered = BytesMut::new();
-    let mut skip = body.skip;
-    let broken = loop {
-        let mut chunk = match body.response.chunk().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break None,
-            Err(e) => break Some(Error::new(Kind::Unavailable, format!("read blob: {e}"))),
-        };
-        let drop_now = skip.min(chunk.len() as u64);
-        skip -= drop_now;
-        let _ = chunk.split_to(usize::try_from(drop_now).unwrap_or(chunk.len()));
-        let room = size - *offset - gathered.len() as u64;
-        if chunk.len() as u64 > room {
-            return Err(Error::precondition(format!(
-                "read past expected size {size}"
-            )));
-        }
-        gathered.extend_from_slice(&chunk);
-        if gathered.len() >= WRITE_SIZE {
-            send(&mut gathered, offset, tx).await?;
-        }
-    };
-    send(&mut gathered, offset, tx).await?;
-    broken.map_or(Ok(()), Err)
-}
-
-async fn send(gathered: &mut BytesMut, offset: &mut u64, tx: &mpsc::Sender<Bytes>) -> Result<()> {
-    if gathered.is_empty() {
-        return Ok(());
-    }
-    let data = gathered.split().freeze();
-    let length = data.len() as u64;
-    tx.send(data)
-        .await
-        .map_err(|_| Error::new(Kind::Canceled, "writer is gone"))?;
-    *offset += length;
-    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! local (plugin: which ends, lease, progress)
-//!   +- pull ---- fetch ---- registry (hosts, tls, auth, request, push)
+//!   +- pull ---- fetch ---- download -- registry (hosts, tls, auth, request, push)
 //!   |    +------ unpack --- snapshots, differs
 //!   +- push
 //!   +- import/export ------ archive, bytestream
@@ -12,6 +12,7 @@
 
 pub mod archive;
 mod bytestream;
+mod download;
 #[cfg(test)]
 mod fakes;
 mod fetch;
@@ -27,5 +28,6 @@ mod store;
 pub mod streaming;
 pub mod unpack;
 
+pub use download::Downloads;
 pub use fetch::Fetcher;
 pub use progress::Tracker;

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::bytestream::{ByteReader, ByteWriter};
+use crate::download::Downloads;
 use crate::fetch::Fetcher;
 use crate::oci::{DOCKER_SCHEMA1, Desc};
 use crate::platform::{Matcher, Platform};
@@ -47,7 +48,7 @@ const LEASE: Duration = Duration::from_secs(24 * 3600);
 pub struct Config {
     /// Downloads at a time over all pulls; 0: no limit.
     pub max_concurrent_downloads: usize,
-    /// Chunk size of ranged parallel fetches. Accepted; layers are fetched as one stream each.
+    /// Blobs above so many bytes are fetched in chunks of them, several at a time; below 512: each as one stream.
     pub concurrent_layer_fetch_buffer: u64,
     pub max_concurrent_uploaded_layers: usize,
     /// Match the whole platform of an unpack configuration, not only its operating system.
@@ -96,7 +97,7 @@ pub struct Local {
     leases: Arc<dyn Leases>,
     streams: Arc<dyn Streams>,
     targets: Vec<UnpackTarget>,
-    downloads: Option<Arc<Semaphore>>,
+    downloads: Downloads,
     uploads: Arc<Semaphore>,
     roots: Vec<PathBuf>,
 }
@@ -215,8 +216,10 @@ impl Local {
             leases: parts.leases,
             streams: parts.streams,
             targets,
-            downloads: (config.max_concurrent_downloads > 0)
-                .then(|| limit(config.max_concurrent_downloads)),
+            downloads: Downloads::new(
+                config.max_concurrent_downloads,
+                config.concurrent_layer_fetch_buffer,
+            ),
             uploads: limit(match config.max_concurrent_uploaded_layers {
                 0 => 32,
                 n => n,
@@ -364,7 +367,7 @@ impl Local {
                 content: self.content.clone(),
                 scope: scope.clone(),
                 registry,
-                limit: self.downloads.clone(),
+                downloads: self.downloads.clone(),
                 locks: self.unpacker.locks.clone(),
                 tracker: tracker.clone(),
             },

@@ -14,6 +14,7 @@ mod tls;
 pub(crate) mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -72,6 +73,8 @@ pub struct Registry {
 pub struct Body {
     pub response: Response,
     pub skip: u64,
+    /// The registry took the range into account.
+    pub partial: bool,
 }
 
 impl Registry {
@@ -273,14 +276,16 @@ impl Registry {
         })
     }
 
-    /// Opens blob or document `desc` from byte `offset` on.
+    /// Opens blob or document `desc`, which has `total` bytes, for its bytes `span`. More may come than that: from
+    /// an earlier byte on (see [`Body::skip`]), or behind the end of `span`.
     ///
     /// # Errors
     /// NotFound when no host has it; the first host's other errors.
-    pub async fn fetch(&self, desc: &Desc, offset: u64) -> Result<Body> {
+    pub async fn fetch(&self, desc: &Desc, span: Range<u64>, total: u64) -> Result<Body> {
         desc.checked_digest()?;
+        let span = Span::of(span, total);
         for url in &desc.urls {
-            match self.fetch_foreign(url, desc, offset).await {
+            match self.fetch_foreign(url, desc, span).await {
                 Ok(Some(body)) => return Ok(body),
                 Ok(None) => {}
                 Err(e) if e.kind() == Kind::NotFound => {}
@@ -301,7 +306,7 @@ impl Registry {
         let mut first: Option<Error> = None;
         for (i, endpoint) in hosts.iter().enumerate() {
             let request = self.request(endpoint, Method::GET, &path, "pull");
-            match open(request, &desc.media_type, offset, i + 1 == hosts.len()).await {
+            match open(request, &desc.media_type, span, i + 1 == hosts.len()).await {
                 Ok(body) => return Ok(body),
                 Err(error) => {
                     tracing::debug!(%error, host = endpoint.host, "fetch");
@@ -322,7 +327,7 @@ impl Registry {
     }
 
     // A foreign layer: other origins get no credentials, cookies or configured headers.
-    async fn fetch_foreign(&self, url: &str, desc: &Desc, offset: u64) -> Result<Option<Body>> {
+    async fn fetch_foreign(&self, url: &str, desc: &Desc, span: Span) -> Result<Option<Body>> {
         let Ok(url) = Url::parse(url) else {
             return Ok(None);
         };
@@ -345,16 +350,35 @@ impl Registry {
                 Vec::new(),
             ),
         };
-        open(request, &desc.media_type, offset, false)
-            .await
-            .map(Some)
+        open(request, &desc.media_type, span, false).await.map(Some)
     }
 }
 
-async fn open(mut request: Request, media_type: &str, offset: u64, last: bool) -> Result<Body> {
+/// The bytes that a request asks for.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: u64,
+    /// None: to the end of the blob.
+    end: Option<u64>,
+}
+
+impl Span {
+    fn of(span: Range<u64>, total: u64) -> Self {
+        Self {
+            start: span.start,
+            end: Some(span.end).filter(|end| *end < total),
+        }
+    }
+
+    fn is_whole(self) -> bool {
+        self.start == 0 && self.end.is_none()
+    }
+}
+
+async fn open(mut request: Request, media_type: &str, span: Span, last: bool) -> Result<Body> {
     request.accept(media_type);
-    if offset > 0 {
-        request.range_from(offset);
+    if !span.is_whole() {
+        request.range(span.start, span.end);
     }
     let response = request.send(last).await?;
     let status = response.status();
@@ -373,20 +397,21 @@ async fn open(mut request: Request, media_type: &str, offset: u64, last: bool) -
         let text = format!("unsupported Content-Encoding algorithm: {encoding}");
         return Err(Error::new(Kind::NotImplemented, text));
     }
-    if offset == 0 {
-        return Ok(Body { response, skip: 0 });
-    }
-    match header_text(response.headers(), CONTENT_RANGE.as_str()) {
-        Some(range) if !range.starts_with(&format!("bytes {offset}-")) => {
+    let partial = status == StatusCode::PARTIAL_CONTENT;
+    let skip = match header_text(response.headers(), CONTENT_RANGE.as_str()) {
+        _ if span.is_whole() => 0,
+        Some(range) if !range.starts_with(&format!("bytes {}-", span.start)) => {
             let text = format!("unhandled content range in response: {range}");
-            Err(Error::new(Kind::Unknown, text))
+            return Err(Error::new(Kind::Unknown, text));
         }
-        None if status != StatusCode::PARTIAL_CONTENT => Ok(Body {
-            response,
-            skip: offset,
-        }),
-        _ => Ok(Body { response, skip: 0 }),
-    }
+        None if !partial => span.start,
+        _ => 0,
+    };
+    Ok(Body {
+        response,
+        skip,
+        partial,
+    })
 }
 
 async fn measure(mut response: Response) -> Result<(Digest, String, u64)> {

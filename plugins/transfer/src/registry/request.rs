@@ -221,9 +221,10 @@ impl Request {
         self.headers.insert(ACCEPT, value);
     }
 
-    /// Asks for the bytes from `offset` on.
-    pub(super) fn range_from(&mut self, offset: u64) {
-        if let Ok(value) = HeaderValue::from_str(&format!("bytes={offset}-")) {
+    /// Asks for the bytes from `start` on, up to the one before `end`.
+    pub(super) fn range(&mut self, start: u64, end: Option<u64>) {
+        let last = end.map_or_else(String::new, |end| end.saturating_sub(1).to_string());
+        if let Ok(value) = HeaderValue::from_str(&format!("bytes={start}-{last}")) {
             self.headers.insert(RANGE, value);
         }
     }

@@ -11,6 +11,7 @@ pub(crate) use server::{Log, Reply, Seen, reply, serve};
 
 use super::auth::{Credential, Credentials};
 use super::{Pushed, Registry, RegistryOptions};
+use crate::download::Downloads;
 use crate::fakes::{Memory, scope};
 use crate::fetch::Fetcher;
 use crate::oci::{DOCKER_LAYER_GZIP, DOCKER_MANIFEST, Desc};
@@ -51,7 +52,7 @@ pub(crate) fn fetcher(registry: Arc<Registry>, store: &Memory) -> Fetcher {
         content: store.content(),
         scope: scope(),
         registry,
-        limit: None,
+        downloads: Downloads::default(),
         locks: KeyLocks::default(),
         tracker: None,
     }

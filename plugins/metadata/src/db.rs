@@ -2,10 +2,11 @@
 //!
 //! Order of locks, outer first: key locks of a snapshotter, then the sweep lock of a snapshotter or of the content.
 //! Whoever makes a thing in a backend holds the sweep lock shared from before the backend call until the record is
-//! durable; a sweep holds it alone and removes what no record names. So nothing is swept between its making and its
-//! record. Marking needs no lock: it is one mutation among the others.
+//! durable; a sweep holds it alone and removes what no record names. A snapshot's making may take long (a remote
+//! snapshotter fetches) and is announced instead of locked. So nothing is swept between its making and its record.
+//! Marking needs no lock: it is one mutation among the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,6 +81,20 @@ pub(crate) struct Layers {
 }
 
 /// What a deletion leaves behind.
+    /// Backend keys that are being made and have no record yet.
+    making: Mutex<HashSet<String>>,
+}
+
+/// See [`Layers::making`].
+pub(crate) struct Making<'a> {
+    layers: &'a Layers,
+    key: String,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.layers.making.lock().remove(&self.key);
+    }
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Dirt<'a> {
     /// At most records.
@@ -127,6 +142,7 @@ impl Db {
         };
         Ok(Arc::new(Self {
             store,
+            making: Mutex::default(),
             content: parts.content,
             content_sweep: AsyncRwLock::default(),
             snapshotters: parts
@@ -260,3 +276,17 @@ impl Layers {
         self.keys.lock_all(names).await
     }
 }
+
+    /// Announces a backend key that is about to be made; keep the guard until its record is durable.
+    pub(crate) fn making(&self, key: &str) -> Making<'_> {
+        self.making.lock().insert(key.to_owned());
+        Making {
+            layers: self,
+            key: key.to_owned(),
+        }
+    }
+
+    /// The backend keys that are being made.
+    pub(crate) fn being_made(&self) -> HashSet<String> {
+        self.making.lock().clone()
+    }

@@ -1,12 +1,12 @@
 //! The sweep of the backends: whatever no record names any more.
 //!
 //! Each backend is swept under its sweep lock, which everyone who makes something in it shares until the record is
-//! durable. A failure is logged and the backend stays dirty: the next collection tries again.
+//! durable; snapshots in the making, which may take long, are announced instead. A failure is logged and the backend stays dirty: the next collection tries again.
 
 use std::collections::{BTreeMap, HashSet};
 
 use corten_core::protos::containerd::services::content::v1::Info as Blob;
-use corten_core::snapshots::Snapshotter;
+use corten_core::snapshots::{Info, Snapshotter};
 use corten_core::{Kind, Result};
 use futures::future::join;
 use futures::future::join_all;
@@ -74,7 +74,9 @@ async fn sweep_content(db: &Db) -> Result<()> {
 async fn sweep_snapshots(db: &Db, name: &str, layers: &Layers) -> Result<()> {
     {
         let _alone = layers.sweep.write().await;
-        let mut kept = HashSet::new();
+        // In this order: what is listed was announced as being made before, and what is made no more has its record.
+        let all = layers.backend.list().await?;
+        let mut kept: HashSet<String> = layers.being_made();
         db.read(|r| {
             each(r, &[keys::SNAPSHOTS], &mut |k, snapshot: Snapshot| {
                 if keys::parts(k)?.get(1).is_some_and(|s| s == name) {
@@ -83,7 +85,7 @@ async fn sweep_snapshots(db: &Db, name: &str, layers: &Layers) -> Result<()> {
                 Ok(())
             })
         })?;
-        remove_all_but(&*layers.backend, name, &kept).await?;
+        remove_all_but(&*layers.backend, name, &all, &kept).await?;
     }
     // Deleting files may take long and needs no lock: no record and no backend key names them any more.
     match layers.backend.cleanup().await {
@@ -96,13 +98,13 @@ async fn sweep_snapshots(db: &Db, name: &str, layers: &Layers) -> Result<()> {
 async fn remove_all_but(
     backend: &dyn Snapshotter,
     name: &str,
+    all: &[Info],
     kept: &HashSet<String>,
 ) -> Result<()> {
-    let all = backend.list().await?;
     let mut children: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut todo: Vec<&str> = Vec::new();
     let there: HashSet<&str> = all.iter().map(|i| i.name.as_str()).collect();
-    for info in &all {
+    for info in all {
         if there.contains(info.parent.as_str()) {
             children.entry(&info.parent).or_default().push(&info.name);
         } else {

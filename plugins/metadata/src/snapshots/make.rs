@@ -13,7 +13,7 @@ use corten_core::{Error, Kind, Labels, Mount, Result, Scope, Timestamp, labels};
 use tracing::error;
 
 use super::{at, inherited, link, unknown_parent};
-use crate::db::{Db, ensure_namespace};
+use crate::db::{Db, Layers, ensure_namespace};
 use crate::keys::{backend_key, load, save};
 use crate::leases;
 use crate::records::{Snapshot, checked_labels};
@@ -72,23 +72,38 @@ impl Make {
         let db = self.db.clone();
         let layers = db.layers(&self.snapshotter)?;
         let _keys = layers.hold(&self.scope.namespace, &[&self.key]).await;
-        let _sweep = layers.sweep.read().await;
         let this = self.clone();
         let (own, parent) = match db.write(move |txn| this.look(txn)).await? {
             Looked::Taken(what) => return Err(Error::already_exists(what)),
             Looked::Free { own, parent } => (own, parent),
         };
-        let inner = inherited(&self.labels);
-        let made = if self.view {
-            layers.backend.view(&own, &parent, inner).await
-        } else {
-            layers.backend.prepare(&own, &parent, inner).await
-        };
+        // Not the sweep lock: a backend that fetches may take long, and collections do not wait for it.
+        let _making = layers.making(&own);
+        let mut made = self.ask(layers, &own, &parent).await;
+        let mut sweep = None;
+        if let Err(said) = &made
+            && said.kind() == Kind::AlreadyExists
+        {
+            // From here to its record nothing may sweep what the backend has.
+            sweep = Some(layers.sweep.read().await);
+            match self.adopt(&parent, said).await? {
+                Some(adopted) => return Err(adopted),
+                // Swept in between: once more.
+                None => made = self.ask(layers, &own, &parent).await,
+            }
+        }
         let mounts = match made {
             Ok(mounts) => mounts,
-            Err(e) if e.kind() == Kind::AlreadyExists => return self.found(&parent, &e).await,
+            Err(e) if e.kind() == Kind::AlreadyExists => {
+                let absent = || {
+                    let target = self.target().map_or("", String::as_str);
+                    Error::not_found(format!("target snapshot {target:?} in backend"))
+                };
+                return Err(self.adopt(&parent, &e).await?.unwrap_or_else(absent));
+            }
             Err(e) => return Err(e),
         };
+        drop(sweep);
         let now = Some(time::now());
         let record = self.record(own.clone(), self.labels.clone(), now, now);
         let this = self.clone();
@@ -106,6 +121,15 @@ impl Make {
             db.soil_snapshotter(&self.snapshotter);
         }
         Err(refused)
+    }
+
+    async fn ask(&self, layers: &Layers, own: &str, parent: &str) -> Result<Vec<Mount>> {
+        let inner = inherited(&self.labels);
+        if self.view {
+            layers.backend.view(own, parent, inner).await
+        } else {
+            layers.backend.prepare(own, parent, inner).await
+        }
     }
 
     fn look(&self, txn: &mut Txn<'_>) -> Result<Looked> {
@@ -181,8 +205,9 @@ impl Make {
         Ok(true)
     }
 
-    /// The backend says that it has this already: the handshake of remote snapshotters.
-    async fn found(self, parent: &str, said: &Error) -> Result<Vec<Mount>> {
+    /// The backend says that it has this already, as remote snapshotters do: records it, and gives the error that
+    /// tells the caller so. `None` when the backend does not have it after all.
+    async fn adopt(&self, parent: &str, said: &Error) -> Result<Option<Error>> {
         let Some(target) = self.target().cloned() else {
             // The key is new, so this is not an answer that callers should take for "skip the layer".
             let what = format!("unexpected error from snapshotter: {said}: unknown");
@@ -199,9 +224,7 @@ impl Make {
                 && i.parent == parent
         };
         let Some(found) = all.into_iter().find(is_it) else {
-            return Err(Error::not_found(format!(
-                "target snapshot {target:?} in backend"
-            )));
+            return Ok(None);
         };
         let mut labels = found.labels;
         labels.extend(self.labels.clone());
@@ -215,8 +238,7 @@ impl Make {
         self.db
             .write(move |txn| this.store(txn, &name, &record, &parent))
             .await?;
-        Err(Error::already_exists(format!(
-            "target snapshot {target:?} from snapshotter"
-        )))
+        let what = format!("target snapshot {target:?} from snapshotter");
+        Ok(Some(Error::already_exists(what)))
     }
 }

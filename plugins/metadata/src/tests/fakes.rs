@@ -401,6 +401,8 @@ impl Writer for MemWriter {
 pub(super) struct MemLayers {
     all: Mutex<BTreeMap<String, snapshots::Info>>,
     pub(super) remote: Mutex<BTreeSet<String>>,
+    /// While it is held for writing, nobody learns of the snapshots that are made.
+    pub(super) gate: tokio::sync::RwLock<()>,
 }
 
 impl MemLayers {
@@ -418,6 +420,17 @@ impl MemLayers {
         kind: SnapshotKind,
     ) -> Result<Vec<Mount>> {
         tokio::task::yield_now().await;
+        let made = self.make_now(key, parent, labels, kind);
+        drop(self.gate.read().await);
+        made
+    }
+    fn make_now(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+        kind: SnapshotKind,
+    ) -> Result<Vec<Mount>> {
         let mut all = self.all.lock();
         if !parent.is_empty() {
             match all.get(parent).map(|p| p.kind) {

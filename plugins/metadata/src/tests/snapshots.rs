@@ -226,3 +226,32 @@ async fn two_commits_of_one_name_leave_one_and_the_other_active() {
     assert!(kinds.contains(&SnapshotKind::Active) && kinds.contains(&SnapshotKind::Committed));
     assert_eq!(w.layers.keys().len(), 2);
 }
+
+#[tokio::test]
+async fn a_slow_backend_holds_up_no_collection_and_loses_nothing_to_it() {
+    let w = World::new();
+    let s = scope("one");
+    let sn = w.md().snapshots();
+    w.layers.remote.lock().insert("far".into());
+    sn.prepare(&s, "mem", "old", "", map(&[])).await.unwrap();
+    sn.remove(&s, "mem", "old").await.unwrap();
+    let shut = w.layers.gate.write().await;
+    let near = sn.prepare(&s, "mem", "near", "", map(&[]));
+    let far = sn.prepare(&s, "mem", "extract", "", target("far"));
+    let meanwhile = async {
+        while w.layers.keys().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        w.collect().await;
+        // What is being made stays; the remote one has no record yet and goes with the old one.
+        assert_eq!(w.layers.keys(), ["one/2/near"]);
+        drop(shut);
+    };
+    let (near, far, ()) = futures::join!(near, far, meanwhile);
+    near.unwrap();
+    // It was asked for again.
+    assert_eq!(far.unwrap_err().kind(), Kind::AlreadyExists);
+    for name in ["near", "far"] {
+        sn.stat(&s.namespace, "mem", name).await.unwrap();
+    }
+}

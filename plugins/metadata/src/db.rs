@@ -78,9 +78,6 @@ pub(crate) struct Layers {
     /// Shared by whoever makes snapshots, alone by their sweep.
     pub(crate) sweep: AsyncRwLock<()>,
     keys: KeyLocks,
-}
-
-/// What a deletion leaves behind.
     /// Backend keys that are being made and have no record yet.
     making: Mutex<HashSet<String>>,
 }
@@ -95,6 +92,9 @@ impl Drop for Making<'_> {
     fn drop(&mut self) {
         self.layers.making.lock().remove(&self.key);
     }
+}
+
+/// What a deletion leaves behind.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Dirt<'a> {
     /// At most records.
@@ -139,10 +139,10 @@ impl Db {
             backend,
             sweep: AsyncRwLock::default(),
             keys: KeyLocks::default(),
+            making: Mutex::default(),
         };
         Ok(Arc::new(Self {
             store,
-            making: Mutex::default(),
             content: parts.content,
             content_sweep: AsyncRwLock::default(),
             snapshotters: parts
@@ -275,7 +275,6 @@ impl Layers {
         let names = names.iter().map(|n| format!("{ns}/{n}")).collect();
         self.keys.lock_all(names).await
     }
-}
 
     /// Announces a backend key that is about to be made; keep the guard until its record is durable.
     pub(crate) fn making(&self, key: &str) -> Making<'_> {
@@ -290,3 +289,4 @@ impl Layers {
     pub(crate) fn being_made(&self) -> HashSet<String> {
         self.making.lock().clone()
     }
+}

@@ -18,7 +18,8 @@ pub const MANIFESTS: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
-/// The image records of all namespaces. Writes publish /images/* events and create the namespace.
+/// The image records of all namespaces. Writes publish /images/* events and create the namespace. The times of a
+/// record are now, unless it comes with some: then the caller decided (source date epoch).
 #[async_trait]
 pub trait Images: Send + Sync {
     async fn get(&self, ns: &Namespace, name: &str) -> Result<Image>;

@@ -47,7 +47,7 @@ impl Images for Store {
                 }
                 ensure_namespace(txn, &owned.namespace)?;
                 hold(txn, &owned, &image)?;
-                image.created_at = Some(time::now());
+                image.created_at.get_or_insert_with(time::now);
                 image.updated_at = image.created_at;
                 save(txn, &at, &image)?;
                 Ok(image)
@@ -74,11 +74,12 @@ impl Images for Store {
                 let at = key(keys::IMAGES, &[owned.namespace.as_str(), &image.name]);
                 let current: Image = load(txn, &at)?.ok_or_else(|| unknown(&image.name))?;
                 let created_at = current.created_at;
+                let updated_at = image.updated_at.unwrap_or_else(time::now);
                 let mut updated = masked(current, image, &paths)?;
                 validate(&mut updated)?;
                 hold(txn, &owned, &updated)?;
                 updated.created_at = created_at;
-                updated.updated_at = Some(time::now());
+                updated.updated_at = Some(updated_at);
                 save(txn, &at, &updated)?;
                 Ok(updated)
             })

@@ -12,7 +12,7 @@ use corten_protos::containerd::services::images::v1::{
     Image, ListImagesRequest, ListImagesResponse, UpdateImageRequest, UpdateImageResponse,
     images_server,
 };
-use corten_protos::google::protobuf::Empty;
+use corten_protos::google::protobuf::{Empty, Timestamp};
 use corten_registry::Registration;
 use tonic::{Request, async_trait};
 
@@ -44,7 +44,8 @@ impl images_server::Images for Service {
 
     async fn create(&self, r: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
         let scope = Scope::of(&r)?;
-        let image = named(r.into_inner().image)?;
+        let r = r.into_inner();
+        let image = named(r.image, r.source_date_epoch)?;
         let image = self.store.create(&scope, image).await?;
         reply(CreateImageResponse { image: Some(image) })
     }
@@ -52,7 +53,7 @@ impl images_server::Images for Service {
     async fn update(&self, r: Request<UpdateImageRequest>) -> Answer<UpdateImageResponse> {
         let scope = Scope::of(&r)?;
         let r = r.into_inner();
-        let image = named(r.image)?;
+        let image = named(r.image, r.source_date_epoch)?;
         let image = self
             .store
             .update(&scope, image, &paths(r.update_mask))
@@ -71,12 +72,17 @@ impl images_server::Images for Service {
     }
 }
 
-fn named(image: Option<Image>) -> Result<Image, Error> {
+// The client's image; its times are those of the epoch it asks for, and never its own.
+fn named(image: Option<Image>, epoch: Option<Timestamp>) -> Result<Image, Error> {
     let image = required(image, "Image")?;
     if image.name.is_empty() {
         return Err(Error::new(Kind::InvalidArgument, "Image.Name required"));
     }
-    Ok(image)
+    Ok(Image {
+        created_at: epoch,
+        updated_at: epoch,
+        ..image
+    })
 }
 
 /// The plugin.
@@ -91,4 +97,24 @@ pub fn registration() -> Registration {
                 Ok(Arc::new(Service { store, gc }) as Arc<dyn GrpcService>)
             })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_epoch_sets_times() {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let sent = Image {
+            name: "i".into(),
+            created_at: at(1),
+            updated_at: at(2),
+            ..Image::default()
+        };
+        for epoch in [None, at(1_700_000_000)] {
+            let image = named(Some(sent.clone()), epoch).unwrap();
+            assert_eq!((image.created_at, image.updated_at), (epoch, epoch));
+        }
+    }
 }

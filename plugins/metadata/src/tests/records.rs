@@ -147,6 +147,33 @@ async fn images_are_checked() {
 }
 
 #[tokio::test]
+async fn images_take_the_times_that_they_come_with() {
+    let w = World::new();
+    let s = scope("one");
+    let images = w.md().images();
+    let at = |seconds| {
+        Some(corten_core::Timestamp {
+            seconds,
+            ..Default::default()
+        })
+    };
+    let mut epoch = image("i", b"x", &[]);
+    epoch.created_at = at(1_000_000_000);
+    let made = images.create(&s, epoch.clone()).await.unwrap();
+    assert_eq!(
+        (made.created_at, made.updated_at),
+        (at(1_000_000_000), at(1_000_000_000))
+    );
+    epoch.created_at = at(5);
+    epoch.updated_at = at(1_100_000_000);
+    let updated = images.update(&s, epoch, &["labels".into()]).await.unwrap();
+    assert_eq!(
+        (updated.created_at, updated.updated_at),
+        (at(1_000_000_000), at(1_100_000_000))
+    );
+}
+
+#[tokio::test]
 async fn images_are_updated_by_mask_and_deleted_by_target() {
     let mut w = World::new();
     let s = scope("one");

@@ -66,11 +66,6 @@ impl Instruction {
         Self::new(0x15, register, 0, 0, value)
     }
 
-    /// Jump when the registers differ.
-    pub const fn skip_unless_same(a: u8, b: u8) -> Self {
-        Self::new(0x5d, a, b, 0, 0)
-    }
-
     pub const fn exit() -> Self {
         Self::new(0x95, 0, 0, 0, 0)
     }

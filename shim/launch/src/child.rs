@@ -7,6 +7,7 @@
 use crate::plan::{Caps, Exec, Fd, Op, Plan, Rlimit, SLOTS};
 use crate::sys::{self, Errno, Res};
 use crate::wire::{Message, Tag};
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 
@@ -17,6 +18,8 @@ pub(crate) const EXE_ACCESS: i32 = 3;
 /// What a clamped step was, in `Message::detail` of a note.
 pub(crate) const NOTE_RLIMIT: i32 = 1;
 pub(crate) const NOTE_CAPS: i32 = 2;
+const SECCOMP_NEW_LISTENER: u32 = 8;
+const SECCOMP_WAIT_KILLABLE: u32 = 32;
 
 /// State of the interpreter.
 pub(crate) struct Child<'a> {
@@ -25,6 +28,8 @@ pub(crate) struct Child<'a> {
     /// Null-terminated arrays made by the parent.
     pub(crate) argv: &'a [*const libc::c_char],
     pub(crate) envp: &'a [*const libc::c_char],
+    /// The environment's HOME, for `Op::Home` to fill in; in `envp` when the Plan asks for it.
+    pub(crate) home: &'a [Cell<u8>],
     /// The Plan's descriptors and the channel, sorted.
     pub(crate) keep: &'a [RawFd],
     pub(crate) slots: [RawFd; SLOTS],
@@ -114,7 +119,8 @@ impl Child<'_> {
             Op::SetGid(gid) => sys::setgid(*gid),
             Op::SetUid(uid) => sys::setuid(*uid),
             Op::NoNewPrivs => sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
-            Op::Seccomp { program, flags } => sys::seccomp(program, *flags),
+            Op::Seccomp { program, flags } => self.seccomp(program, *flags),
+            Op::Home { root, uid } => self.find_home(*root, *uid),
             Op::CloseFds => {
                 let channel = self.channel as u32;
                 sys::close_range(3, channel.saturating_sub(1));
@@ -122,6 +128,7 @@ impl Child<'_> {
                 Ok(())
             }
             Op::LoopbackUp => sys::loopback_up(),
+            Op::Hold => self.hold(),
             Op::Console(fd) => self.console(self.fd(*fd)),
             Op::Stdio { fd, target } => sys::dup2(self.fd(*fd), i32::from(*target)),
             _ => Err(Errno(libc::ENOSYS)),
@@ -176,7 +183,8 @@ impl Child<'_> {
             errno: b,
             detail: c,
         };
-        if sys::send(self.channel, &message.encode()).is_err() {
+        // write(2), for a filter's listener may answer every other call, and is not there yet.
+        if sys::write(self.channel, &message.encode()).is_err() {
             // Nobody is left who could open the gate.
             sys::exit(1);
         }
@@ -193,6 +201,23 @@ impl Child<'_> {
         match sys::read(self.channel, &mut byte) {
             Ok(1) => {}
             _ => sys::exit(1),
+        }
+    }
+
+    fn hold(&self) -> ! {
+        sys::ignore_children();
+        // A kernel without seccomp is fine: there is nothing here that anybody could call.
+        let _ = sys::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT as usize, 0);
+        let ready = Message {
+            tag: Tag::Ready,
+            at: 0,
+            errno: 0,
+            detail: 0,
+        };
+        // By write(2), which is allowed still. Without a parent the read below ends it.
+        let _ = sys::write(self.channel, &ready.encode());
+        loop {
+            self.await_byte();
         }
     }
 
@@ -217,6 +242,23 @@ impl Child<'_> {
         }
         // The parent opens the new pidfd, writes id maps where there are any, then says go.
         self.await_byte();
+        Ok(())
+    }
+
+    /// Installs a filter. A listener is named by its number, for the parent to fetch: a message that carries it could
+    /// be what the filter holds up.
+    fn seccomp(&self, program: &[u8], flags: u32) -> Res<()> {
+        let listener = match sys::seccomp(program, flags) {
+            // Older than 5.19.
+            Err(Errno(libc::EINVAL)) if flags & SECCOMP_WAIT_KILLABLE != 0 => {
+                sys::seccomp(program, flags & !SECCOMP_WAIT_KILLABLE)?
+            }
+            r => r?,
+        };
+        if flags & SECCOMP_NEW_LISTENER != 0 {
+            self.tell(Tag::Listener, 0, 0, listener);
+            self.await_byte();
+        }
         Ok(())
     }
 
@@ -345,16 +387,24 @@ fn is_process_op(op: &Op) -> bool {
             | Op::PivotRoot { .. }
             | Op::MoveRoot { .. }
             | Op::Chroot { .. }
+            | Op::CopyUp { .. }
+            | Op::Hide { .. }
+            | Op::Label { .. }
     )
 }
 
-/// Null-terminated pointer arrays of an [`Exec`], built before the clone.
-pub(crate) fn pointers(exec: &Exec) -> (Vec<*const libc::c_char>, Vec<*const libc::c_char>) {
-    let array = |list: &[std::ffi::CString]| {
+/// Null-terminated pointer arrays of an [`Exec`], built before the clone. `home` is the entry `Op::Home` fills.
+pub(crate) fn pointers(
+    exec: &Exec,
+    home: &[Cell<u8>],
+) -> (Vec<*const libc::c_char>, Vec<*const libc::c_char>) {
+    let array = |list: &[std::ffi::CString], more: Option<*const libc::c_char>| {
         list.iter()
             .map(|s| s.as_ptr())
+            .chain(more)
             .chain([std::ptr::null()])
             .collect::<Vec<_>>()
     };
-    (array(&exec.argv), array(&exec.envp))
+    let home = exec.find_home.then(|| home.as_ptr().cast());
+    (array(&exec.argv, None), array(&exec.envp, home))
 }

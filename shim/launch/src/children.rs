@@ -2,7 +2,7 @@
 //! through a pidfd, a look at exited children, and giving heap back to the system.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Sends `signal` (real-time ones too, 0 only probes) to the process behind `pidfd`; ESRCH once it is gone.
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
@@ -30,6 +30,18 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
         .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
         .filter(|pid| *pid > 0)
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// The user namespace that owns the namespace behind `ns`.
+pub fn owner_of(ns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the descriptor is borrowed for the call, and this request takes no argument.
+    let raw = unsafe { libc::ioctl(ns.as_raw_fd(), NS_GET_USERNS) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel returned this descriptor just now and nobody else holds it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Pid of some child that has exited and was not collected; it stays uncollected. `None` without one.

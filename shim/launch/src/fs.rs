@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 const PATH_MAX: usize = 4096;
 /// Links to nothing that are followed by making what they name.
 const LINKS_MAX: u32 = 10;
-const IN_ROOT: u64 = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
+pub(crate) const IN_ROOT: u64 = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
 const PROC_MAGIC: i64 = 0x9fa0;
 const DEVPTS_MAGIC: i64 = 0x1cd1;
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
@@ -22,7 +22,7 @@ const MOUNT_ATTR_NODEV: u64 = 0x4;
 const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 
 /// A descriptor closed at the end of its scope.
-struct Tmp(RawFd);
+pub(crate) struct Tmp(pub(crate) RawFd);
 
 impl Drop for Tmp {
     fn drop(&mut self) {
@@ -203,6 +203,15 @@ impl Child<'_> {
                 sys::move_mount(root, libc::AT_FDCWD, c"/")?;
                 sys::chroot(c".")?;
                 sys::chdir(c"/")
+            }
+            Op::CopyUp { from, to } => crate::copy::tree(self.fd(*from), self.fd(*to)),
+            Op::Hide { path } => hide(path),
+            Op::Label { fd, value } => {
+                let mut path = PathBuf::new();
+                match sys::setxattr(path.proc_fd(self.fd(*fd))?, c"security.selinux", value) {
+                    Err(Errno(libc::EOPNOTSUPP)) => Ok(()),
+                    r => r,
+                }
             }
             Op::Chroot { root } => {
                 sys::fchdir(self.fd(*root))?;
@@ -534,6 +543,26 @@ fn holder_propagation(path: &CStr, flags: u64) -> Res<()> {
             }
             r => return r,
         }
+    }
+}
+
+/// Takes a mount of the host away, or covers it where it is locked. Nobody else's mounts change.
+fn hide(path: &CStr) -> Res<()> {
+    let bytes = path.to_bytes();
+    let cut = bytes.iter().rposition(|b| *b == b'/').unwrap_or(0);
+    let mut buf = PathBuf::new();
+    let holder = match bytes.get(..cut) {
+        None | Some([]) => c"/",
+        Some(dir) => buf.set(dir)?,
+    };
+    holder_propagation(holder, libc::MS_SLAVE)?;
+    match sys::umount_detach(path) {
+        // It went with another one.
+        Err(Errno(libc::ENOENT)) => Ok(()),
+        Err(Errno(libc::EINVAL | libc::EPERM)) => {
+            sys::mount(c"tmpfs", path, c"tmpfs", libc::MS_RDONLY, c"nr_inodes=2")
+        }
+        r => r,
     }
 }
 

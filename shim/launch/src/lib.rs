@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! spawn --> Pending --> Rendezvous(n) --proceed()--> Pending --> Ready --open_gate()--> Pending --> Running
+//!              ^   \--> Listener --proceed()--> Pending (before or after the gate, with a filter that notifies)
 //!               \______________________ Failed(op, errno, text) _______________________/
 //! ```
 //! `status_fd` becomes readable for each change. After `Running` the pidfd is all that is left.
@@ -17,15 +18,18 @@
 pub mod bpf;
 mod child;
 mod children;
+mod copy;
 pub mod exe;
 mod fs;
+mod home;
 pub mod mounts;
+pub mod net;
 mod parked;
 mod plan;
 mod sys;
 mod wire;
 
-pub use children::{peek_child, pid_of, signal, trim_heap};
+pub use children::{owner_of, peek_child, pid_of, signal, trim_heap};
 pub use parked::{Exit, Failure, Kind, Parked, Status, reap, spawn, user_namespace};
 pub use plan::{
     Caps, Exec, Fd, FsOption, IdMaps, Make, Node, Op, Plan, Rlimit, SLOTS, Sched, Step, cstr,

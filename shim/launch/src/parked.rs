@@ -10,7 +10,9 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
     SocketType, recvmsg, send, socketpair,
 };
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{
+    PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, pidfd_getfd, pidfd_send_signal, waitid,
+};
 use std::borrow::Cow;
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,6 +25,8 @@ pub enum Status {
     Pending,
     /// Waits in `Op::Rendezvous(n)` for [`Parked::proceed`].
     Rendezvous(u32),
+    /// A seccomp filter has a listener: [`Parked::take_listener`], then [`Parked::proceed`].
+    Listener,
     /// Waits at its gate for [`Parked::open_gate`]: the OCI state "created".
     Ready,
     /// The exec happened: the OCI state "running".
@@ -63,6 +67,7 @@ pub struct Parked {
     channel: OwnedFd,
     /// The last descriptor the child sent: the console once the program is ready.
     passed: Option<OwnedFd>,
+    listener: Option<OwnedFd>,
     warnings: Vec<String>,
     /// Text of each step, and of the executable, for errors.
     labels: Vec<Cow<'static, str>>,
@@ -98,6 +103,7 @@ pub fn spawn(plan: &Plan) -> io::Result<Parked> {
         pidfd,
         channel,
         passed: None,
+        listener: None,
         warnings: Vec::new(),
         labels: plan.steps.iter().map(|s| s.label.clone()).collect(),
         exe: plan
@@ -199,6 +205,11 @@ impl Parked {
                         self.note(m);
                         continue;
                     }
+                    Tag::Listener => {
+                        let flags = PidfdGetfdFlags::empty();
+                        self.listener = Some(pidfd_getfd(&self.pidfd, m.detail, flags)?);
+                        Status::Listener
+                    }
                     Tag::Console | Tag::Forked => continue,
                 },
             };
@@ -234,6 +245,11 @@ impl Parked {
     /// The pty master, when the plan asked for a terminal: there from `Status::Ready` on.
     pub fn take_console(&mut self) -> Option<OwnedFd> {
         self.passed.take()
+    }
+
+    /// The listener of a seccomp filter, at `Status::Listener`.
+    pub fn take_listener(&mut self) -> Option<OwnedFd> {
+        self.listener.take()
     }
 
     /// What was clamped on the way instead of failing.
@@ -403,7 +419,9 @@ impl Parked {
 
 /// The clone itself, with the caller's namespaces for children put back afterwards.
 fn clone(plan: &Plan, theirs: &OwnedFd) -> io::Result<(i32, OwnedFd)> {
-    let (argv, envp) = plan.exec.as_ref().map(child::pointers).unwrap_or_default();
+    let home = crate::home::entry();
+    let pointers = |exec| child::pointers(exec, &home);
+    let (argv, envp) = plan.exec.as_ref().map(pointers).unwrap_or_default();
     let channel = theirs.as_raw_fd();
     let mut keep: Vec<i32> = plan.fds.iter().map(|f| f.as_raw_fd()).collect();
     keep.push(channel);
@@ -428,6 +446,7 @@ fn clone(plan: &Plan, theirs: &OwnedFd) -> io::Result<(i32, OwnedFd)> {
             channel,
             argv: &argv,
             envp: &envp,
+            home: &home,
             keep: &keep,
             slots,
             pending_cwd: None,

@@ -229,9 +229,23 @@ pub enum Op {
     PivotRoot {
         root: Fd,
     },
-    /// MS_MOVE onto / and chroot: for a host whose root is a ramdisk.
+    /// MS_MOVE onto / and chroot: for a host whose root is a ramdisk. The old root stays beneath it.
     MoveRoot {
         root: Fd,
+    },
+    /// Takes away, or covers, a mount of the host that must not stay beneath a moved root.
+    Hide {
+        path: CString,
+    },
+    /// SELinux label of the object behind a descriptor; a file system without labels is fine.
+    Label {
+        fd: Fd,
+        value: Vec<u8>,
+    },
+    /// Copies the content of the directory behind `from` into the one behind `to`.
+    CopyUp {
+        from: Fd,
+        to: Fd,
     },
     Chroot {
         root: Fd,
@@ -262,9 +276,16 @@ pub enum Op {
     /// Capabilities this process does not have are left out, with a warning.
     SetCaps(Caps),
     NoNewPrivs,
+    /// Installs a filter; with SECCOMP_FILTER_FLAG_NEW_LISTENER it reports `Status::Listener` and waits for
+    /// [`crate::Parked::proceed`].
     Seccomp {
         program: Vec<u8>,
         flags: u32,
+    },
+    /// Looks a user's home up in `/etc/passwd` of `root`, for [`Exec::find_home`].
+    Home {
+        root: Fd,
+        uid: u32,
     },
     /// chdir inside the present root, made with parents when missing if `make`. EACCES is tried
     /// again by `VerifyCwd`, with the credentials of then.
@@ -280,6 +301,9 @@ pub enum Op {
     CloseFds,
     /// Brings the loopback interface up.
     LoopbackUp,
+    /// The end of a plan without a program: reports `Status::Ready`, then does nothing but hold its namespaces until
+    /// the parent is gone. Orphans it inherits are not kept as zombies; seccomp leaves it read and write.
+    Hold,
 }
 
 /// What to execute at the end.
@@ -293,6 +317,8 @@ pub struct Exec {
     pub searched: bool,
     pub argv: Vec<CString>,
     pub envp: Vec<CString>,
+    /// Adds HOME as `Op::Home` finds it, `/` without that.
+    pub find_home: bool,
 }
 
 /// A step and the text put before its errno.

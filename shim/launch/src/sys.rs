@@ -57,20 +57,6 @@ struct SchedAttr {
     period: u64,
 }
 
-#[repr(C)]
-struct CapHeader {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Default, Clone, Copy)]
-struct CapData {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
 /// The one raw system call.
 ///
 /// # Safety
@@ -124,9 +110,15 @@ macro_rules! refs {
     }};
 }
 
+#[path = "sys_file.rs"]
+mod file;
 #[path = "sys_mount.rs"]
 mod mount;
+#[path = "sys_security.rs"]
+mod security;
+pub(crate) use file::*;
 pub(crate) use mount::*;
+pub(crate) use security::*;
 
 pub(crate) fn clone3(args: &CloneArgs) -> Res<i32> {
     refs!(libc::SYS_clone3, p(args), size_of::<CloneArgs>()).map(|n| n as i32)
@@ -192,12 +184,6 @@ pub(crate) fn write(raw: RawFd, data: &[u8]) -> Res<usize> {
             r => return r,
         }
     }
-}
-
-/// Sends one packet, without SIGPIPE.
-pub(crate) fn send(raw: RawFd, data: &[u8]) -> Res<usize> {
-    let flags = libc::MSG_NOSIGNAL as usize;
-    refs!(libc::SYS_sendto, fd(raw), p(data), data.len(), flags, 0, 0)
 }
 
 /// Sends one packet with one descriptor.
@@ -366,11 +352,6 @@ pub(crate) fn setdomainname(name: &[u8]) -> Res<()> {
     refs!(libc::SYS_setdomainname, p(name), name.len()).map(drop)
 }
 
-pub(crate) fn join_session_keyring(name: &CStr) -> Res<()> {
-    const JOIN_SESSION_KEYRING: usize = 1;
-    refs!(libc::SYS_keyctl, JOIN_SESSION_KEYRING, p(name)).map(drop)
-}
-
 pub(crate) fn personality(persona: u64) -> Res<()> {
     plain(libc::SYS_personality, [persona as usize, 0, 0, 0, 0, 0]).map(drop)
 }
@@ -440,57 +421,6 @@ pub(crate) fn prctl(option: i32, a: usize, b: usize) -> Res<usize> {
     plain(libc::SYS_prctl, [option as usize, a, b, 0, 0, 0])
 }
 
-const CAP_VERSION_3: u32 = 0x2008_0522;
-
-/// Permitted set of this thread.
-pub(crate) fn cap_permitted() -> Res<u64> {
-    let mut header = CapHeader {
-        version: CAP_VERSION_3,
-        pid: 0,
-    };
-    let mut data = [CapData::default(); 2];
-    refs!(libc::SYS_capget, pm(&mut header), pm(&mut data))?;
-    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
-}
-
-pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> Res<()> {
-    let mut header = CapHeader {
-        version: CAP_VERSION_3,
-        pid: 0,
-    };
-    let half = |shift: u32| CapData {
-        effective: (effective >> shift) as u32,
-        permitted: (permitted >> shift) as u32,
-        inheritable: (inheritable >> shift) as u32,
-    };
-    let data = [half(0), half(32)];
-    refs!(libc::SYS_capset, pm(&mut header), p(&data)).map(drop)
-}
-
-/// Installs a filter given as the bytes of an array of `struct sock_filter`.
-pub(crate) fn seccomp(program: &[u8], flags: u32) -> Res<()> {
-    #[repr(C)]
-    struct Program {
-        len: u16,
-        filter: usize,
-    }
-    let Ok(len) = u16::try_from(program.len() / 8) else {
-        return Err(Errno(libc::EINVAL));
-    };
-    let program = Program {
-        len,
-        filter: p(program),
-    };
-    const SET_MODE_FILTER: usize = 1;
-    refs!(
-        libc::SYS_seccomp,
-        SET_MODE_FILTER,
-        flags as usize,
-        p(&program)
-    )
-    .map(drop)
-}
-
 /// SIG_DFL for every signal, and an empty mask.
 pub(crate) fn default_signals() {
     let action = [0usize; 4];
@@ -502,6 +432,13 @@ pub(crate) fn default_signals() {
     let none = 0u64;
     let set = libc::SIG_SETMASK as usize;
     let _ = refs!(libc::SYS_rt_sigprocmask, set, p(&none), 0, PTR);
+}
+
+/// From now on the kernel collects this process' children by itself.
+pub(crate) fn ignore_children() {
+    let action = [libc::SIG_IGN, 0, 0, 0];
+    let signal = libc::SIGCHLD as usize;
+    let _ = refs!(libc::SYS_rt_sigaction, signal, p(&action), 0, 8);
 }
 
 pub(crate) fn ioctl_int(raw: RawFd, request: u64, arg: usize) -> Res<usize> {

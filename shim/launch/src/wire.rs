@@ -18,6 +18,8 @@ pub(crate) enum Tag {
     Console,
     /// Step `at` was clamped; `detail` says how.
     Note,
+    /// A filter has a listener, descriptor `detail` of the child.
+    Listener,
 }
 
 /// One packet.
@@ -68,6 +70,7 @@ impl Message {
             3 => Tag::Forked,
             4 => Tag::Console,
             5 => Tag::Note,
+            6 => Tag::Listener,
             _ => return None,
         };
         Some(Self {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Class of an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -106,6 +106,7 @@ pub fn prepare(hook: &Hook, state: &State<'_>, place: Place<'_>) -> Result<HookR
         searched: false,
         argv,
         envp: hook.env.iter().map(cstr).collect(),
+        find_home: false,
     });
     Ok(HookRun {
         plan,
@@ -129,9 +130,9 @@ fn confined(
         .ok_or_else(|| Error::invalid("spec has no process"))?;
     let pid = corten_launch::pid_of(pidfd).map_err(|e| Error::system("find init", e))?;
     plan.oom_score_adj = process.oom_score_adj;
-    cgroup.join_with(pid, plan)?;
+    cgroup.join_with(pid, false, plan)?;
     // Never the engine's own keyring, whatever the container's is.
-    init::session(id, false, plan);
+    init::session(id, false, process, plan);
     process::lsm(process, plan)?;
     join(pidfd, plan)?;
     if spec.linux.namespaces.iter().any(|n| n.kind == "user") {
@@ -142,7 +143,7 @@ fn confined(
         process,
         linux: &spec.linux,
         filter: init::filter(spec, None)?,
-        home: String::new(),
+        find_home: false,
         make_cwd: false,
         exec: true,
     };

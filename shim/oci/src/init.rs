@@ -11,7 +11,7 @@ use crate::namespaces::{
 };
 use crate::process::{self, Tail};
 use crate::spec::IdMapping;
-use crate::{Cgroup, Error, Process, Result, Spec, devices, mounts, passwd, rootfs, seccomp};
+use crate::{Cgroup, Error, Process, Result, Spec, devices, mounts, netdev, rootfs, seccomp};
 use corten_launch::{Fd, IdMaps, Make, Op, Plan, cstr};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
 use std::fs::File;
@@ -19,8 +19,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// `Status::Rendezvous(HOOKS)`: namespaces and mounts exist, the root is not yet switched. The shim
-/// runs the prestart, createRuntime and createContainer hooks, then calls `proceed`. Only reported
-/// when the spec has such hooks.
+/// moves `linux.netDevices` in, runs the prestart, createRuntime and createContainer hooks, then calls
+/// `proceed`. Only reported when the spec has any of these.
 pub const HOOKS: u32 = 1;
 
 /// Registers of the child.
@@ -93,6 +93,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) cgroup: &'a Cgroup,
     /// User namespaces made for idmapped mounts.
     pub(crate) idmaps: Vec<(IdMaps, OwnedFd)>,
+    /// Mounts that turn read-only once everything is in place.
+    pub(crate) sealed: Vec<String>,
 }
 
 /// Plan of the container's first process.
@@ -113,6 +115,9 @@ pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
     };
     params.cgroup.join(&mut plan)?;
     let kinds = namespaces::plan(spec, &mut plan)?;
+    netdev::check(spec, kinds)?;
+    // Its making and joining is the shim's; here it is only refused.
+    crate::Rdt::open(spec, params.id)?;
     let mut b = Builder {
         spec,
         plan,
@@ -124,9 +129,10 @@ pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
         handle,
         cgroup: params.cgroup,
         idmaps: Vec::new(),
+        sealed: Vec::new(),
     };
     let terminal = stdio(params.stdio, process, &spec.linux.uid_mappings, &mut b.plan)?;
-    session(params.id, params.no_new_keyring, &mut b.plan);
+    session(params.id, params.no_new_keyring, process, &mut b.plan);
     names(&mut b)?;
     namespaces::sysctl(spec, kinds, &mut b.plan)?;
     process::lsm(process, &mut b.plan)?;
@@ -149,12 +155,11 @@ pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
             "make the pty the controlling terminal",
         );
     }
-    let home = passwd::home(&b.handle, process.user.uid);
     let tail = Tail {
         process,
         linux: &spec.linux,
         filter: filter(spec, params.cache)?,
-        home,
+        find_home: true,
         make_cwd: true,
         exec: false,
     };
@@ -175,20 +180,20 @@ pub fn plan_exec(spec: &Spec, process: &Process, params: ExecParams<'_>) -> Resu
         ..Plan::default()
     };
     let mut warnings = Vec::new();
-    params.cgroup.join_with(params.init_pid, &mut plan)?;
+    let initial = process::initial_affinity(process)?;
+    // The first affinity is that of a process not yet in the cgroup.
+    let outside = initial.is_some();
+    if let Some(mask) = initial {
+        plan.push(Op::Affinity(mask), "set initial CPU affinity");
+    }
+    let init = params.init_pid;
+    params.cgroup.join_with(init, outside, &mut plan)?;
     let pidfd = params
         .init_pidfd
         .try_clone_to_owned()
         .map_err(|e| Error::system("duplicate the pidfd of init", e))?;
-    let root = open(
-        format!("/proc/{}/root", params.init_pid),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|e| Error::system("open the container's root", e))?;
-    let home = passwd::home(&root, process.user.uid);
     let terminal = stdio(params.stdio, process, &spec.linux.uid_mappings, &mut plan)?;
-    session(params.id, params.no_new_keyring, &mut plan);
+    session(params.id, params.no_new_keyring, process, &mut plan);
     process::lsm(process, &mut plan)?;
     let pidfd = plan.give(pidfd);
     if kinds.has(NEWPID) {
@@ -208,6 +213,9 @@ pub fn plan_exec(spec: &Spec, process: &Process, params: ExecParams<'_>) -> Resu
         plan.push(Op::SetUid(0), "become user 0 of the user namespace");
     }
     if !kinds.has(NEWNS) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open(format!("/proc/{init}/root"), flags, Mode::empty())
+            .map_err(|e| Error::system("open the container's root", e))?;
         let root = plan.give(root);
         plan.push(Op::Chroot { root }, "change root");
     }
@@ -223,7 +231,7 @@ pub fn plan_exec(spec: &Spec, process: &Process, params: ExecParams<'_>) -> Resu
         process,
         linux: &spec.linux,
         filter,
-        home,
+        find_home: true,
         make_cwd: false,
         exec: true,
     };
@@ -252,9 +260,6 @@ fn inherit(spec: &Spec, process: &Process) -> Process {
 fn refuse(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let no = |what: &str| Err(Error::unsupported(format!("{what} is not supported")));
-    if linux.intel_rdt.is_some() {
-        return no("linux.intelRdt");
-    }
     // Its owner could lay anything over the /proc that sysctls and labels are written through.
     if linux
         .namespaces
@@ -262,9 +267,6 @@ fn refuse(spec: &Spec) -> Result<()> {
         .any(|n| n.kind == "mount" && !n.path.is_empty())
     {
         return no("a mount namespace joined by path");
-    }
-    if !linux.net_devices.is_empty() {
-        return no("linux.netDevices");
     }
     Ok(())
 }
@@ -277,14 +279,28 @@ pub(crate) fn filter(spec: &Spec, cache: Option<&Path>) -> Result<Option<process
         .transpose()
 }
 
-pub(crate) fn session(id: &str, no_new_keyring: bool, plan: &mut Plan) {
+pub(crate) fn session(id: &str, no_new_keyring: bool, process: &Process, plan: &mut Plan) {
     plan.push(Op::SetSid, "setsid");
-    if !no_new_keyring {
-        plan.push(
-            Op::Keyring(cstr(format!("_ses.{id}"))),
-            "unable to join session keyring",
-        );
+    if no_new_keyring {
+        return;
     }
+    let keyring = Op::Keyring(cstr(format!("_ses.{id}")));
+    let text = "unable to join session keyring";
+    if process.selinux_label.is_empty() {
+        plan.push(keyring, text);
+        return;
+    }
+    // The keyring is to carry the process' label; the label of later keys is the process' own business.
+    let label = |data: &[u8]| Op::WriteProc {
+        path: cstr("/proc/thread-self/attr/keycreate"),
+        data: data.to_vec(),
+    };
+    plan.push(
+        label(process.selinux_label.as_bytes()),
+        "set the SELinux key label",
+    );
+    plan.push(keyring, text);
+    plan.push(label(b""), "clear the SELinux key label");
 }
 
 fn names(b: &mut Builder<'_>) -> Result<()> {
@@ -312,8 +328,7 @@ fn names(b: &mut Builder<'_>) -> Result<()> {
 }
 
 fn rendezvous(b: &mut Builder<'_>) {
-    let h = &b.spec.hooks;
-    if !(h.prestart.is_empty() && h.create_runtime.is_empty() && h.create_container.is_empty()) {
+    if b.spec.has_create_hooks() || !b.spec.linux.net_devices.is_empty() {
         b.plan.push(Op::Rendezvous(HOOKS), "wait for hooks");
     }
 }

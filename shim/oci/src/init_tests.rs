@@ -83,16 +83,44 @@ fn text(plan: &InitPlan, bundle: &Path) -> String {
 fn golden_ctr_run() {
     let bundle = bundle();
     let plan = plan_of(&document(), bundle.path()).expect("a plan");
-    let got = text(&plan, bundle.path());
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ctr-run.txt");
+    golden("ctr-run", &text(&plan, bundle.path()));
+}
+
+fn golden(name: &str, got: &str) {
+    let file = format!("{}/tests/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(file, &got).expect("write golden file");
+        std::fs::write(&file, got).expect("write golden file");
     }
-    let want = std::fs::read_to_string(file).expect("golden file");
+    let want = std::fs::read_to_string(&file).expect("golden file");
     assert!(
         got == want,
         "run with UPDATE_GOLDEN=1 after checking:\n{got}"
     );
+}
+
+/// What few documents ask for, each as its steps.
+#[test]
+fn golden_rarities() {
+    let bundle = bundle();
+    std::fs::create_dir(bundle.path().join("rootfs/var")).expect("mkdir");
+    let mut d = document();
+    d["process"]["env"] = json!(["PATH=/bin"]);
+    d["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    d["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    d["domainname"] = json!("example.org");
+    d["mounts"][1]["options"] = json!(["ro", "mode=755"]);
+    d["mounts"].as_array_mut().expect("list").push(
+        json!({"destination": "/var", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "rnoexec"]}),
+    );
+    let linux = &mut d["linux"];
+    linux["personality"] = json!({"domain": "LINUX32"});
+    linux["memoryPolicy"] =
+        json!({"mode": "MPOL_INTERLEAVE", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    linux["netDevices"] = json!({"eth0": {"name": "net0"}, "eth1": {}});
+    linux["rootfsPropagation"] = json!("rslave");
+    let plan = plan_of(&d, bundle.path()).expect("a plan");
+    assert!(plan.plan.exec.as_ref().is_some_and(|e| e.find_home));
+    golden("rarities", &text(&plan, bundle.path()));
 }
 
 #[test]
@@ -116,7 +144,11 @@ fn what_is_not_done_is_refused() {
         "unsupported ociVersion \"2.0.0\": major version must be 1"
     );
     refused("/linux/intelRdt", json!({"closID": "x"}));
-    refused("/linux/netDevices", json!({"eth0": {"name": "x"}}));
+    refused("/linux/netDevices", json!({"eth0": {"name": "a/b"}}));
+    refused(
+        "/linux/netDevices",
+        json!({"eth0": {"name": "x"}, "eth1": {"name": "x"}}),
+    );
     refused("/linux/rootfsPropagation", json!("sideways"));
     refused("/linux/namespaces", json!([{"type": "astral"}]));
     refused(
@@ -129,12 +161,18 @@ fn what_is_not_done_is_refused() {
     refused("/linux/mountLabel", json!("system_u:object_r:x"));
     refused(
         "/linux/seccomp",
-        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"}),
     );
     refused(
         "/linux/seccomp",
-        json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+        json!({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}),
     );
+    let notify = |name: &str, path: &str| {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+            "syscalls": [{"names": [name], "action": "SCMP_ACT_NOTIFY"}]})
+    };
+    refused("/linux/seccomp", notify("mkdir", ""));
+    refused("/linux/seccomp", notify("write", "/x"));
     refused("/process/args", json!([]));
     refused("/process/cwd", json!("relative"));
     refused("/process/env", json!(["A=b\0c"]));
@@ -152,7 +190,15 @@ fn what_is_not_done_is_refused() {
     refused("/process/scheduler", json!({"policy": "SCHED_NEVER"}));
     refused(
         "/mounts",
-        json!([{"destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"]}]),
+        json!([{"destination": "/x", "type": "bind", "source": "/", "options": ["tmpcopyup"]}]),
+    );
+    refused(
+        "/mounts",
+        json!([{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]),
+    );
+    refused(
+        "/linux/personality",
+        json!({"domain": "LINUX", "flags": ["X"]}),
     );
     refused(
         "/mounts",

@@ -38,6 +38,7 @@ pub(crate) struct Options {
     pub(crate) propagation: Vec<u64>,
     pub(crate) idmap: bool,
     pub(crate) ridmap: bool,
+    pub(crate) copy_up: bool,
     pub(crate) data: Vec<(String, Option<String>)>,
 }
 
@@ -68,7 +69,7 @@ pub fn known_options() -> Vec<String> {
     names.extend(ATTRS.iter().map(|(n, ..)| format!("r{n}")));
     let more = "relatime rrelatime bind rbind defaults private rprivate shared rshared slave rslave \
                 unbindable runbindable idmap ridmap sync async dirsync mand nomand lazytime \
-                nolazytime iversion noiversion silent loud remount";
+                nolazytime iversion noiversion silent loud remount tmpcopyup";
     names.extend(more.split(' ').map(str::to_owned));
     names.sort_unstable();
     names
@@ -107,9 +108,10 @@ impl Options {
             "runbindable" => self.propagation.push(MS_UNBINDABLE | MS_REC),
             "idmap" => self.idmap = true,
             "ridmap" => self.ridmap = true,
+            "tmpcopyup" if m.kind == "tmpfs" && !self.bind => self.copy_up = true,
             "tmpcopyup" => {
-                return Err(Error::unsupported(format!(
-                    "mount {:?}: option tmpcopyup is not supported",
+                return Err(Error::invalid(format!(
+                    "mount {:?}: option tmpcopyup is for tmpfs only",
                     m.destination
                 )));
             }
@@ -238,6 +240,13 @@ fn check(m: &Mount, dest: &str, o: &Options) -> Result<()> {
     if refuse {
         return Err(Error::invalid(format!(
             "{dest:?} cannot be mounted because it is inside /proc"
+        )));
+    }
+    let mapped = o.idmap || o.ridmap || !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty();
+    if mapped && !o.bind {
+        return Err(Error::unsupported(format!(
+            "mount {:?}: id mappings of a mount that is not a bind",
+            m.destination
         )));
     }
     if m.destination.contains('\0') || m.source.contains('\0') {
@@ -395,10 +404,17 @@ fn filesystem(
     } else {
         label.to_owned()
     };
-    if o.data
-        .iter()
-        .any(|(k, v)| k.len() + v.as_ref().map_or(0, String::len) > 250)
-    {
+    if m.kind == "tmpfs" && o.set & RDONLY != 0 {
+        // What goes into it comes later: nodes of /dev, other mounts' targets.
+        o.set &= !RDONLY;
+        b.sealed.push(dest.to_owned());
+    }
+    if o.copy_up && long(&o) {
+        return Err(Error::unsupported(format!(
+            "mount {dest:?}: option tmpcopyup with long options"
+        )));
+    }
+    if long(&o) {
         b.plan.push(resolve, label_of);
         return long_data(b, m, &o, label);
     }
@@ -415,7 +431,17 @@ fn filesystem(
         label.to_owned(),
     );
     b.plan.push(resolve, label_of);
+    if o.copy_up {
+        let (from, to) = (Fd::Slot(TARGET), Fd::Slot(MOUNT));
+        b.plan
+            .push(Op::CopyUp { from, to }, format!("{label}: copy"));
+    }
     attach(b, Fd::Slot(MOUNT), &o, label);
+    if m.kind == "mqueue" && !b.spec.linux.mount_label.is_empty() {
+        let value = b.spec.linux.mount_label.clone().into_bytes();
+        let fd = Fd::Slot(MOUNT);
+        b.plan.push(Op::Label { fd, value }, label.to_owned());
+    }
     Ok(())
 }
 
@@ -434,6 +460,11 @@ pub(crate) fn fs_options(source: &str, o: &Options) -> Vec<FsOption> {
         });
     }
     options
+}
+
+fn long(o: &Options) -> bool {
+    let len = |(k, v): &(String, Option<String>)| k.len() + v.as_ref().map_or(0, String::len);
+    o.data.iter().any(|option| len(option) > 250)
 }
 
 /// fsconfig(2) takes values of 255 bytes at most; mount(2) takes a page.

@@ -3,7 +3,7 @@
 use crate::caps;
 use crate::spec::{Linux, Process};
 use crate::{Error, Result};
-use corten_launch::{Exec, Op, Plan, Rlimit, Sched, cstr};
+use corten_launch::{Exec, Fd, Op, Plan, Rlimit, Sched, cstr};
 use std::path::Path;
 
 /// /proc/self/setgroups of a user namespace that forbids it is the caller's matter.
@@ -39,8 +39,8 @@ pub(crate) struct Tail<'a> {
     pub(crate) process: &'a Process,
     pub(crate) linux: &'a Linux,
     pub(crate) filter: Option<Filter>,
-    /// Home directory to use when the environment has none.
-    pub(crate) home: String,
+    /// Look the home directory up in the container when the environment has none.
+    pub(crate) find_home: bool,
     /// Make a missing working directory (init only).
     pub(crate) make_cwd: bool,
     pub(crate) exec: bool,
@@ -116,6 +116,11 @@ pub(crate) fn lsm(process: &Process, plan: &mut Plan) -> Result<()> {
 /// Plans everything from limits to the exec.
 pub(crate) fn plan(t: Tail<'_>, plan: &mut Plan, warnings: &mut Vec<String>) -> Result<()> {
     let p = t.process;
+    if t.find_home && !has_home(p) {
+        // The working directory is the container's root here.
+        let (root, uid) = (Fd::Cwd, p.user.uid);
+        plan.push(Op::Home { root, uid }, "look up the home directory");
+    }
     sched(&t, plan)?;
     for limit in &p.rlimits {
         let resource = RLIMITS
@@ -166,7 +171,7 @@ pub(crate) fn plan(t: Tail<'_>, plan: &mut Plan, warnings: &mut Vec<String>) -> 
             "error loading seccomp filter",
         );
     }
-    plan.exec = Some(executable(p, &t.home));
+    plan.exec = Some(executable(p, t.find_home));
     Ok(())
 }
 
@@ -233,26 +238,28 @@ fn sched(t: &Tail<'_>, plan: &mut Plan) -> Result<()> {
                 )));
             }
         };
-        if !persona.flags.is_empty() {
-            return Err(Error::unsupported("personality flags are not supported"));
+        if let Some(flag) = persona.flags.first() {
+            // runtime-spec 1.3 config-linux.md: there are no flags yet.
+            return Err(Error::invalid(format!("unknown personality flag {flag:?}")));
         }
         plan.push(Op::Personality(domain), "set personality");
     }
     // Whatever this process is bound to must not leak: all CPUs the cpuset allows, or those asked for.
     let affinity = p.exec_cpu_affinity.as_ref().filter(|_| t.exec);
-    let wanted = affinity.map(|a| {
-        if a.last.is_empty() {
-            &a.initial
-        } else {
-            &a.last
-        }
-    });
-    let mask = match wanted.filter(|w| !w.is_empty()) {
-        Some(list) => bits(list)?,
-        None => vec![u64::MAX; 1024],
+    let mask = match affinity.map(|a| (a.initial.as_str(), a.last.as_str())) {
+        None | Some(("", "")) => vec![u64::MAX; 1024],
+        // The first one stays, as far as the cpuset lets it.
+        Some((_, "")) => return Ok(()),
+        Some((_, list)) => bits(list)?,
     };
     plan.push(Op::Affinity(mask), "set CPU affinity");
     Ok(())
+}
+
+/// CPUs an exec is bound to before it joins the container's cgroup.
+pub(crate) fn initial_affinity(p: &Process) -> Result<Option<Vec<u64>>> {
+    let list = p.exec_cpu_affinity.as_ref().map(|a| &a.initial);
+    list.filter(|l| !l.is_empty()).map(|l| bits(l)).transpose()
 }
 
 fn scheduler(s: &crate::spec::Scheduler) -> Result<Sched> {
@@ -353,7 +360,12 @@ fn bits(list: &str) -> Result<Vec<u64>> {
     }
 }
 
-fn executable(p: &Process, home: &str) -> Exec {
+fn has_home(p: &Process) -> bool {
+    let last = p.env.iter().rev().find_map(|e| e.strip_prefix("HOME="));
+    last.is_some_and(|home| !home.is_empty())
+}
+
+fn executable(p: &Process, find_home: bool) -> Exec {
     // The last value of a name wins and keeps the place of the first.
     let mut env: Vec<(&str, &str)> = Vec::new();
     for entry in &p.env {
@@ -363,9 +375,9 @@ fn executable(p: &Process, home: &str) -> Exec {
             None => env.push((key, value)),
         }
     }
-    if !env.iter().any(|(k, v)| *k == "HOME" && !v.is_empty()) {
+    let find_home = find_home && !has_home(p);
+    if find_home {
         env.retain(|(k, _)| *k != "HOME");
-        env.push(("HOME", home));
     }
     let path = env
         .iter()
@@ -387,6 +399,7 @@ fn executable(p: &Process, home: &str) -> Exec {
         argv: p.args.iter().map(cstr).collect(),
         envp: env.iter().map(|(k, v)| cstr(format!("{k}={v}"))).collect(),
         name,
+        find_home,
     }
 }
 
@@ -405,15 +418,16 @@ mod tests {
 
     #[test]
     fn path_search_and_home() {
-        let e = executable(&process(&["sh"], &["PATH=/a:/b/", "X=1", "X=2"]), "/root");
-        assert_eq!(e.candidates, [cstr("/a/sh"), cstr("/b/sh")]);
-        assert_eq!(
-            e.envp,
-            [cstr("PATH=/a:/b/"), cstr("X=2"), cstr("HOME=/root")]
+        let e = executable(
+            &process(&["sh"], &["PATH=/a:/b/", "X=1", "HOME=", "X=2"]),
+            true,
         );
-        let e = executable(&process(&["./x"], &["HOME=/h"]), "/root");
+        assert_eq!(e.candidates, [cstr("/a/sh"), cstr("/b/sh")]);
+        assert_eq!(e.envp, [cstr("PATH=/a:/b/"), cstr("X=2")]);
+        assert!(e.find_home);
+        let e = executable(&process(&["./x"], &["HOME=/h"]), true);
         assert_eq!((e.candidates, e.searched), (vec![cstr("./x")], false));
-        assert_eq!(e.envp, [cstr("HOME=/h")]);
+        assert_eq!((e.envp, e.find_home), (vec![cstr("HOME=/h")], false));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Owns the root file system: attached, entered, made read-only, its forbidden paths covered.
 
-use crate::init::{Builder, MASK, MOUNT, NULL, ROOT};
+use crate::init::{Builder, MASK, MOUNT, NULL, ROOT, TARGET};
 use crate::mounts::{MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, RDONLY, clean};
-use crate::{Error, Result, Spec, passwd};
+use crate::{Error, Result, Spec};
 use corten_launch::{Fd, Make, Op, cstr, mounts as launch};
-use rustix::fs::{OFlags, fstat};
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, openat2};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -74,6 +74,7 @@ pub(crate) fn attach(b: &mut Builder<'_>) -> Result<()> {
 /// Enters the rootfs for good and closes what must not be open to the container.
 pub(crate) fn switch(b: &mut Builder<'_>, no_pivot_root: bool) -> Result<()> {
     if no_pivot_root {
+        hide_host(b)?;
         b.plan
             .push(Op::MoveRoot { root: ROOT }, "move the root mount");
     } else {
@@ -87,6 +88,26 @@ pub(crate) fn switch(b: &mut Builder<'_>, no_pivot_root: bool) -> Result<()> {
             },
             "set rootfs propagation",
         );
+    }
+    for dest in std::mem::take(&mut b.sealed) {
+        let path = cstr(&dest);
+        let op = Op::Resolve {
+            root: ROOT,
+            path,
+            make: Make::Nothing,
+            real: false,
+            out: TARGET,
+        };
+        let label = format!("make {dest} read-only");
+        b.plan.push(op, label.clone());
+        let op = Op::SetAttr {
+            fd: Fd::Slot(TARGET),
+            set: RDONLY,
+            clear: 0,
+            propagation: 0,
+            recursive: false,
+        };
+        b.plan.push(op, label);
     }
     if b.spec.root.as_ref().is_some_and(|r| r.readonly) {
         let op = Op::SetAttr {
@@ -147,6 +168,38 @@ pub(crate) fn switch(b: &mut Builder<'_>, no_pivot_root: bool) -> Result<()> {
     Ok(())
 }
 
+/// A moved root lies on top of the host's, which whoever may mount can uncover: without procfs and sysfs, at least.
+fn hide_host(b: &mut Builder<'_>) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|e| Error::system("read /proc/self/mountinfo", e))?;
+    for line in mounts.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(path) = left.split(' ').nth(4).map(unescape) else {
+            continue;
+        };
+        let kind = right.split(' ').next().unwrap_or_default();
+        if matches!(kind, "proc" | "sysfs") && !Path::new(&path).starts_with(&b.rootfs) {
+            let op = Op::Hide { path: cstr(&path) };
+            b.plan.push(op, format!("take away the host's {path}"));
+        }
+    }
+    Ok(())
+}
+
+/// A path of mountinfo: blanks, newlines and backslashes are octal.
+fn unescape(text: &str) -> String {
+    [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ]
+    .into_iter()
+    .fold(text.to_owned(), |t, (from, to)| t.replace(from, to))
+}
+
 /// Without a mount namespace nothing may be mounted: the rootfs is entered as it is.
 pub(crate) fn chroot(b: &mut Builder<'_>, terminal: Option<(u16, u16)>) -> Result<()> {
     let linux = &b.spec.linux;
@@ -160,8 +213,7 @@ pub(crate) fn chroot(b: &mut Builder<'_>, terminal: Option<(u16, u16)>) -> Resul
             "mounts, masked or read-only paths, or a terminal without a private mount namespace",
         ));
     }
-    let h = &b.spec.hooks;
-    if !(h.prestart.is_empty() && h.create_runtime.is_empty() && h.create_container.is_empty()) {
+    if b.spec.has_create_hooks() || !b.spec.linux.net_devices.is_empty() {
         b.plan.push(Op::Rendezvous(crate::HOOKS), "wait for hooks");
     }
     let root = b
@@ -197,7 +249,9 @@ fn propagation(spec: &Spec) -> Result<Option<u64>> {
 impl Builder<'_> {
     /// Permissions of a directory the image already has.
     pub(crate) fn mode_in_rootfs(&self, path: &str) -> Option<u32> {
-        let fd = passwd::open_in(&self.handle, path, OFlags::PATH | OFlags::DIRECTORY).ok()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let fd = openat2(&self.handle, path, flags, Mode::empty(), resolve).ok()?;
         fstat(&fd).ok().map(|st| st.st_mode & 0o7777)
     }
 
@@ -212,6 +266,8 @@ impl Builder<'_> {
                 "mountLabel is specified in config, but selinux is disabled or not supported",
             ));
         }
-        Ok((kind == "tmpfs").then(|| label.clone()))
+        // These are labelled by the policy, or after the fact (mqueue).
+        let own = ["proc", "sysfs", "mqueue", "cgroup", "cgroup2"].contains(&kind);
+        Ok((!own).then(|| label.clone()))
     }
 }

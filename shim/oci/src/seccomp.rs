@@ -17,12 +17,15 @@ use std::path::{Path, PathBuf};
 
 const FLAG_LOG: u32 = 2;
 const FLAG_SPEC_ALLOW: u32 = 4;
+const FLAG_NEW_LISTENER: u32 = 8;
+const FLAG_WAIT_KILLABLE: u32 = 32;
+const NOTIFY: &str = "SCMP_ACT_NOTIFY";
 /// Version of what is cached: raise it when compiling changes.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 
 /// Filter of a profile, from the cache folder when it is there.
 pub(crate) fn filter(profile: &Seccomp, cache: Option<&Path>) -> Result<Filter> {
-    let flags = flags(profile)?;
+    let flags = flags(profile)? | listener(profile)?;
     let key = serde_json::to_vec(&(CACHE_VERSION, profile))
         .map_err(|e| Error::invalid(format!("seccomp profile: {e}")))?;
     let file = cache.map(|dir| cache_file(dir, &key));
@@ -70,7 +73,10 @@ fn flags(profile: &Seccomp) -> Result<u32> {
     for name in &profile.flags {
         flags |= match name.as_str() {
             // One thread installs it: there is nothing to synchronise.
-            "SECCOMP_FILTER_FLAG_TSYNC" | "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => 0,
+            "SECCOMP_FILTER_FLAG_TSYNC" => 0,
+            // Only a listener's calls wait.
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" if notifies(profile) => FLAG_WAIT_KILLABLE,
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => 0,
             "SECCOMP_FILTER_FLAG_LOG" => FLAG_LOG,
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => FLAG_SPEC_ALLOW,
             other => return Err(Error::invalid(format!("unknown seccomp flag {other:?}"))),
@@ -79,10 +85,38 @@ fn flags(profile: &Seccomp) -> Result<u32> {
     Ok(flags)
 }
 
-fn compile(profile: &Seccomp) -> Result<Vec<u8>> {
-    if !profile.listener_path.is_empty() {
-        return Err(Error::unsupported("seccomp listenerPath is not supported"));
+fn notifies(profile: &Seccomp) -> bool {
+    profile.syscalls.iter().any(|s| s.action == NOTIFY)
+}
+
+/// The flag for a listener, when there is somebody to listen.
+fn listener(profile: &Seccomp) -> Result<u32> {
+    let wrong = |what: &str| Err(Error::invalid(format!("seccomp: {what}")));
+    let path = &profile.listener_path;
+    if path.is_empty() && !profile.listener_metadata.is_empty() {
+        return wrong("listenerMetadata without listenerPath");
     }
+    if profile.default_action == NOTIFY {
+        return wrong("SCMP_ACT_NOTIFY cannot be the default action");
+    }
+    if !notifies(profile) {
+        return Ok(0);
+    }
+    if path.is_empty() {
+        return wrong("SCMP_ACT_NOTIFY without listenerPath");
+    }
+    if path.contains('\0') {
+        return wrong("NUL byte in listenerPath");
+    }
+    let mut names = profile.syscalls.iter().filter(|s| s.action == NOTIFY);
+    // The listener's number is told by write(2), which nobody could answer before that.
+    if names.any(|s| s.names.iter().any(|n| n == "write")) {
+        return wrong("SCMP_ACT_NOTIFY cannot be used for the write system call");
+    }
+    Ok(FLAG_NEW_LISTENER)
+}
+
+fn compile(profile: &Seccomp) -> Result<Vec<u8>> {
     let fail = |what: &str, e: libseccomp::error::SeccompError| {
         Error::invalid(format!("seccomp: {what}: {e}"))
     };
@@ -189,11 +223,7 @@ fn action(name: &str, errno: Option<u32>) -> Result<ScmpAction> {
         "SCMP_ACT_TRACE" => ScmpAction::Trace(value as u16),
         "SCMP_ACT_LOG" => ScmpAction::Log,
         "SCMP_ACT_ALLOW" => ScmpAction::Allow,
-        "SCMP_ACT_NOTIFY" => {
-            return Err(Error::unsupported(
-                "seccomp action SCMP_ACT_NOTIFY is not supported",
-            ));
-        }
+        NOTIFY => ScmpAction::Notify,
         other => return Err(Error::invalid(format!("unknown seccomp action {other:?}"))),
     })
 }

@@ -136,7 +136,7 @@ record!(Linux {
     masked_paths: Vec<String>,
     readonly_paths: Vec<String>,
     mount_label: String,
-    intel_rdt: Option<serde_json::Value>,
+    intel_rdt: Option<IntelRdt>,
     memory_policy: Option<MemoryPolicy>,
     personality: Option<Personality>,
     time_offsets: BTreeMap<String, TimeOffset>,
@@ -157,6 +157,15 @@ record!(Device {
     gid: Option<u32>,
 });
 record!(NetDevice { name: String });
+record!(IntelRdt {
+    #[serde(rename = "closID")]
+    clos_id: String,
+    schemata: Vec<String>,
+    #[serde(rename = "l3CacheSchema")]
+    l3_cache_schema: String,
+    mem_bw_schema: String,
+    enable_monitoring: bool,
+});
 record!(MemoryPolicy { mode: String, nodes: String, flags: Vec<String> });
 record!(Personality { domain: String, flags: Vec<String> });
 record!(TimeOffset {
@@ -269,6 +278,14 @@ impl Spec {
             )));
         }
         Ok(spec)
+    }
+}
+
+impl Spec {
+    /// Hooks between namespaces and root switch.
+    pub(crate) fn has_create_hooks(&self) -> bool {
+        let h = &self.hooks;
+        !(h.prestart.is_empty() && h.create_runtime.is_empty() && h.create_container.is_empty())
     }
 }
 

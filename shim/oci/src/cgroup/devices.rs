@@ -77,8 +77,9 @@ fn parse(allow: bool, line: &str) -> Result<Rule> {
     })
 }
 
-/// Last rule first, so that the first match decides; no match is a denial. The context is
-/// { u32 access << 16 | type; u32 major; u32 minor }.
+/// Last rule first, each right that is asked for decided by the last rule on it, as on v1, where rules on the same
+/// device add up: an allowance takes its rights off what is still asked for, and nothing left is a yes; a denial of
+/// anything left is a no, and so is the end. The context is { u32 access << 16 | type; u32 major; u32 minor }.
 fn compile(rules: &[Rule]) -> Vec<I> {
     let mut program = vec![
         I::load(2, 1, 0),
@@ -90,21 +91,19 @@ fn compile(rules: &[Rule]) -> Vec<I> {
     ];
     for rule in rules.iter().rev() {
         let mut tests: Vec<I> = Vec::new();
-        let verdict = [I::set(0, i32::from(rule.allow)), I::exit()];
-        if rule.access != 7 {
-            // An allowance must cover all that is asked for; a denial any of it.
-            tests.push(I::copy(1, 3));
-            tests.push(I::and(1, rule.access));
-            tests.push(if rule.allow {
-                I::skip_unless_same(1, 3)
-            } else {
-                I::skip_if(1, 0)
-            });
-        }
         for (register, value) in [(2, rule.kind), (4, rule.major), (5, rule.minor)] {
             if let Some(value) = value {
                 tests.push(I::skip_unless(register, value));
             }
+        }
+        let verdict = [I::set(0, i32::from(rule.allow)), I::exit()];
+        if rule.access != 7 && rule.allow {
+            tests.push(I::and(3, !rule.access));
+            tests.push(I::skip_unless(3, 0));
+        } else if rule.access != 7 {
+            tests.push(I::copy(1, 3));
+            tests.push(I::and(1, rule.access));
+            tests.push(I::skip_if(1, 0));
         }
         let total = tests.len() + verdict.len();
         for (n, test) in tests.iter_mut().enumerate() {
@@ -139,5 +138,24 @@ mod tests {
         let closed = list(&[rule(true, "c"), rule(false, "a"), rule(true, "b")]).expect("valid");
         assert_eq!(closed.len(), 2 + DEVICES.len());
         assert_eq!(closed.first().map(|r| r.allow), Some(false));
+    }
+
+    /// What the program answers, by the same rules in plain words: bit by bit the last rule decides.
+    #[test]
+    fn rules_on_one_device_add_up() {
+        let rule = |allow, access: &str| DeviceRule {
+            allow,
+            kind: "c".into(),
+            major: Some(10),
+            minor: Some(200),
+            access: access.into(),
+        };
+        let program = |rules: &[DeviceRule]| compile(&list(rules).expect("valid"));
+        let whole = program(&[rule(true, "rw")]);
+        let parts = program(&[rule(true, "r"), rule(true, "w")]);
+        // Each allowance takes its bits off and asks whether any are left.
+        assert!(parts.contains(&I::and(3, !2)) && parts.contains(&I::and(3, !4)));
+        assert!(whole.contains(&I::and(3, !6)) && !whole.contains(&I::and(3, !2)));
+        assert!(program(&[rule(false, "w")]).contains(&I::and(1, 4)));
     }
 }

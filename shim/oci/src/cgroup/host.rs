@@ -98,12 +98,7 @@ impl Hierarchy {
         let below = Path::new(path);
         match below.strip_prefix("/") {
             Ok(below) => self.mount.join(below),
-            Err(_) => {
-                let own = self.own.strip_prefix(self.root.trim_end_matches('/'));
-                self.mount
-                    .join(own.unwrap_or(&self.own).trim_start_matches('/'))
-                    .join(below)
-            }
+            Err(_) => self.own_dir().join(below),
         }
     }
 
@@ -114,6 +109,13 @@ impl Hierarchy {
             .strip_prefix(self.root.trim_end_matches('/'))
             .unwrap_or(&path);
         self.mount.join(below.trim_start_matches('/'))
+    }
+
+    /// Directory of the cgroup this process is in.
+    pub(crate) fn own_dir(&self) -> PathBuf {
+        let below = self.own.strip_prefix(self.root.trim_end_matches('/'));
+        self.mount
+            .join(below.unwrap_or(&self.own).trim_start_matches('/'))
     }
 
     pub(crate) fn has(&self, controller: &str) -> bool {

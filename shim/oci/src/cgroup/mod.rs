@@ -7,6 +7,7 @@
 
 mod devices;
 mod file;
+mod freezer;
 mod host;
 pub(crate) mod mount;
 mod stats;
@@ -19,13 +20,12 @@ use corten_launch::{Op, Plan};
 use host::{Hierarchy, Host};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// Options of [`Cgroup::create`].
 #[derive(Debug, Clone, Default)]
@@ -48,8 +48,7 @@ struct Part {
     dir: PathBuf,
 }
 
-/// Longest time a freeze may take before it is given up.
-const FREEZE_LIMIT: Duration = Duration::from_secs(2);
+const SIGKILL: i32 = 9;
 
 /// Which way to learn of OOM kills.
 #[derive(Debug)]
@@ -196,7 +195,32 @@ impl Cgroup {
         Host::get().is_ok_and(Host::unified)
     }
 
-    /// Applies new limits (Task Update); absent fields stay.
+    /// The cgroup a process is in, whoever made it; where it shares one with this process, it has none.
+    pub fn of(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| Error::system(format!("read {path}"), e))?;
+        let parts: Vec<Part> = Host::get()?
+            .hierarchies
+            .iter()
+            .map(|hierarchy| Part {
+                hierarchy,
+                dir: hierarchy.dir_of(&text),
+            })
+            .filter(|p| p.dir != p.hierarchy.own_dir())
+            .collect();
+        let below = |p: &Part| {
+            let below = p.dir.strip_prefix(&p.hierarchy.mount).ok()?;
+            Some(format!("/{}", below.display()))
+        };
+        Ok(Self {
+            path: parts.first().and_then(below).unwrap_or_else(|| "/".into()),
+            parts,
+        })
+    }
+
+    /// Applies new limits (Task Update); absent fields stay. Device rules are not limits: clients send the container's
+    /// whole document, and runc leaves the rules as they are, too.
     pub fn update(&self, resources: &Resources) -> Result<()> {
         self.apply(resources, false)
     }
@@ -218,16 +242,6 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Stops every process in it; returns when they stand still.
-    pub fn freeze(&self) -> Result<()> {
-        self.set_frozen(true)
-    }
-
-    /// Lets them go on.
-    pub fn thaw(&self) -> Result<()> {
-        self.set_frozen(false)
-    }
-
     /// SIGKILL to everything in it; `cgroup.kill` where there is one.
     pub fn kill(&self) -> Result<()> {
         let whole = self
@@ -237,7 +251,7 @@ impl Cgroup {
         if !whole || !self.is_v2() {
             // A fork bomb needs more than one pass; the exit of init ends the rest.
             for _ in 0..8 {
-                if self.signal_all(Signal::KILL)? == 0 {
+                if self.signal_all(SIGKILL)? == 0 {
                     break;
                 }
                 self.thaw()?;
@@ -246,10 +260,11 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Any signal to everything in it.
+    /// Any signal to everything in it; 0 only asks whether that would be allowed.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        let signal = Signal::from_named_raw(signal)
-            .ok_or_else(|| Error::invalid(format!("signal {signal}")))?;
+        if !(0..=64).contains(&signal) {
+            return Err(Error::invalid(format!("signal {signal}")));
+        }
         self.signal_all(signal).map(drop)
     }
 
@@ -366,7 +381,7 @@ impl Cgroup {
             if h.has("cpuset") {
                 v1::inherit_cpuset(&h.mount, dir)?;
             }
-            if h.v2 && self.is_v2() {
+            if h.v2 {
                 v2::enable_controllers(&h.mount, dir)?;
             }
         }
@@ -376,15 +391,20 @@ impl Cgroup {
     fn apply(&self, r: &Resources, new: bool) -> Result<()> {
         if self.is_v2() {
             let Some(part) = self.v2() else { return Ok(()) };
-            if new || !r.devices.is_empty() {
+            if new {
                 devices::apply(&part.dir, &r.devices)?;
             }
             return v2::apply(&part.dir, r);
         }
         let all: Vec<&Hierarchy> = self.parts.iter().map(|p| p.hierarchy).collect();
-        v1::missing(&all, r)?;
+        let unified = self.v2().map(|p| p.dir.as_path());
+        v1::missing(&all, unified, r)?;
         for part in &self.parts {
-            v1::apply(part.hierarchy, &part.dir, r, new)?;
+            if part.hierarchy.v2 {
+                v2::apply_hybrid(&part.dir, r)?;
+            } else {
+                v1::apply(part.hierarchy, &part.dir, r, new)?;
+            }
         }
         Ok(())
     }
@@ -393,13 +413,14 @@ impl Cgroup {
     pub(crate) fn join(&self, plan: &mut Plan) -> Result<()> {
         join_parts(
             self.parts.iter().map(|p| (p.hierarchy, p.dir.clone())),
+            false,
             plan,
         )
     }
 
     /// The same for an exec: where the configured group is gone or is an inner node (a container that
-    /// manages its own groups), the group init really is in.
-    pub(crate) fn join_with(&self, init: i32, plan: &mut Plan) -> Result<()> {
+    /// manages its own groups), the group init really is in. `outside` = the process is born outside and moves.
+    pub(crate) fn join_with(&self, init: i32, outside: bool, plan: &mut Plan) -> Result<()> {
         let mut real: Option<String> = None;
         let mut parts = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
@@ -418,7 +439,7 @@ impl Cgroup {
             }
             parts.push((part.hierarchy, dir));
         }
-        join_parts(parts.into_iter(), plan)
+        join_parts(parts.into_iter(), outside, plan)
     }
 
     fn v2(&self) -> Option<&Part> {
@@ -438,88 +459,41 @@ impl Cgroup {
             .or_else(|| self.parts.first())
     }
 
-    fn signal_all(&self, signal: Signal) -> Result<usize> {
+    fn signal_all(&self, signal: i32) -> Result<usize> {
         let pids = match self.pids() {
             Err(e) if e.kind == crate::Kind::NotFound => return Ok(0),
             pids => pids?,
         };
         for pid in pids.iter().filter_map(|p| Pid::from_raw(*p)) {
-            match kill_process(pid, signal) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(e) => return Err(Error::system(format!("signal {}", pid.as_raw_pid()), e)),
+            let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+                Err(Errno::SRCH) => continue,
+                fd => fd.map_err(io::Error::from),
+            };
+            match fd.and_then(|fd| corten_launch::signal(fd.as_fd(), signal)) {
+                Err(e) if e.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
+                    return Err(Error::system(format!("signal {}", pid.as_raw_pid()), e));
+                }
+                _ => {}
             }
         }
         Ok(pids.len())
     }
-
-    fn set_frozen(&self, on: bool) -> Result<()> {
-        let until = Instant::now() + FREEZE_LIMIT;
-        let v1 = self.with("freezer");
-        let Some(part) = v1.or_else(|| self.v2()) else {
-            return Err(Error::unsupported("no freezer on this host"));
-        };
-        let v1 = v1.is_some();
-        let (name, value) = match (v1, on) {
-            (true, true) => ("freezer.state", "FROZEN"),
-            (true, false) => ("freezer.state", "THAWED"),
-            (false, true) => ("cgroup.freeze", "1"),
-            (false, false) => ("cgroup.freeze", "0"),
-        };
-        loop {
-            match file::raw(&part.dir, name, value) {
-                // A group that is gone has nothing to thaw.
-                Err(e) if !on && e.kind() == io::ErrorKind::NotFound => return Ok(()),
-                r => r.map_err(|e| {
-                    Error::system(
-                        format!("write {value} to {}", part.dir.join(name).display()),
-                        e,
-                    )
-                })?,
-            }
-            let done = if v1 {
-                file::text(&part.dir, name).is_some_and(|t| t == value)
-            } else {
-                let events = file::keyed(&part.dir, "cgroup.events");
-                events.get("frozen").copied().unwrap_or(0) == u64::from(on)
-            };
-            if done {
-                return Ok(());
-            }
-            if Instant::now() > until {
-                if on {
-                    let _ = self.set_frozen(false);
-                }
-                return Err(Error::system(
-                    "freeze",
-                    io::Error::from(io::ErrorKind::TimedOut),
-                ));
-            }
-            pause();
-        }
-    }
-}
-
-/// The v1 freezer has no event: its state is read again, as runc does.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "bounded by FREEZE_LIMIT, usually not even one round"
-)]
-fn pause() {
-    std::thread::sleep(Duration::from_micros(200));
 }
 
 fn join_parts(
     parts: impl Iterator<Item = (&'static Hierarchy, PathBuf)>,
+    outside: bool,
     plan: &mut Plan,
 ) -> Result<()> {
     for (h, dir) in parts {
         let fail = |e| Error::system(format!("open cgroup {}", dir.display()), e);
-        if h.v2 {
+        if h.v2 && !outside {
             let fd = plan.give(File::open(&dir).map_err(fail)?);
             plan.cgroup = Some(fd);
         } else {
             let mut options = File::options();
-            let fd = plan.give(options.write(true).open(dir.join("tasks")).map_err(fail)?);
+            let file = dir.join(if h.v2 { "cgroup.procs" } else { "tasks" });
+            let fd = plan.give(options.write(true).open(file).map_err(fail)?);
             let name = h.controllers.join(",");
             plan.push(
                 Op::JoinCgroup(fd),

@@ -2,6 +2,7 @@
 
 use super::file::{Writer, number, raw, text, write};
 use super::host::Hierarchy;
+use super::v2;
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources};
 use crate::{Error, Result};
 use std::path::Path;
@@ -70,15 +71,23 @@ pub(crate) fn apply(h: &Hierarchy, dir: &Path, r: &Resources, new: bool) -> Resu
     if h.has("rdma") {
         super::rdma(dir, &r.rdma)?;
     }
-    if h.has("devices") && (new || !r.devices.is_empty()) {
-        devices(dir, &r.devices, new)?;
+    if h.has("devices") && new {
+        devices(dir, &r.devices)?;
     }
     Ok(())
 }
 
 /// A limit somebody asked for on a host that has not got the controller is an error.
-pub(crate) fn missing(hierarchies: &[&Hierarchy], r: &Resources) -> Result<()> {
-    let has = |c: &str| hierarchies.iter().any(|h| h.has(c));
+/// `unified` = the container's group of a hybrid host.
+pub(crate) fn missing(
+    hierarchies: &[&Hierarchy],
+    unified: Option<&Path>,
+    r: &Resources,
+) -> Result<()> {
+    let has = |c: &str| {
+        hierarchies.iter().any(|h| h.has(c))
+            || matches!(c, "hugetlb" | "rdma") && unified.is_some_and(|dir| v2::offers(dir, c))
+    };
     let memory = r
         .memory
         .as_ref()
@@ -93,11 +102,29 @@ pub(crate) fn missing(hierarchies: &[&Hierarchy], r: &Resources) -> Result<()> {
         .as_ref()
         .is_some_and(|c| !c.cpus.is_empty() || !c.mems.is_empty());
     let pids = r.pids.as_ref().and_then(|p| p.limit).is_some_and(|l| l > 0);
+    let io = r.block_io.as_ref().is_some_and(block_io_asked);
+    let hugetlb = !r.hugepage_limits.is_empty();
+    let network = r.network.as_ref();
+    let class = network.is_some_and(|n| n.class_id.is_some_and(|c| c != 0));
+    let priorities = network.is_some_and(|n| !n.priorities.is_empty());
+    if r.memory
+        .as_ref()
+        .is_some_and(|m| m.kernel.is_some_and(|k| k > 0))
+    {
+        return Err(Error::unsupported(
+            "kernel memory limit: no longer in the kernel",
+        ));
+    }
     for (asked, controller, what) in [
         (memory, "memory", "memory limit"),
         (cpu, "cpu", "CPU limits"),
         (cpuset, "cpuset", "CPU set"),
         (pids, "pids", "pids limit"),
+        (io, "blkio", "block I/O limits"),
+        (hugetlb, "hugetlb", "hugepage limits"),
+        (class, "net_cls", "network class"),
+        (priorities, "net_prio", "network priorities"),
+        (!r.rdma.is_empty(), "rdma", "RDMA limits"),
     ] {
         if asked && !has(controller) {
             return Err(Error::unsupported(format!(
@@ -111,6 +138,20 @@ pub(crate) fn missing(hierarchies: &[&Hierarchy], r: &Resources) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn block_io_asked(io: &BlockIo) -> bool {
+    let given = |w: Option<u16>| w.is_some_and(|w| w != 0);
+    let lists = [
+        &io.throttle_read_bps_device,
+        &io.throttle_write_bps_device,
+        &io.throttle_read_iops_device,
+        &io.throttle_write_iops_device,
+    ];
+    given(io.weight)
+        || given(io.leaf_weight)
+        || !io.weight_device.is_empty()
+        || lists.iter().any(|l| !l.is_empty())
 }
 
 /// A new cpuset has no CPUs and no memory nodes: take the parent's, from the top down.
@@ -332,7 +373,7 @@ fn blkio(dir: &Path, io: &BlockIo) -> Result<()> {
 
 /// A new group denies everything first, whatever the list says; the kernel's own default is to
 /// inherit the parent's. Rules act in order, like a chain of exceptions.
-fn devices(dir: &Path, rules: &[DeviceRule], new: bool) -> Result<()> {
+fn devices(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
     let mut lines: Vec<(bool, String)> = Vec::with_capacity(rules.len());
     for rule in rules {
         let line = line(rule)?;
@@ -342,14 +383,12 @@ fn devices(dir: &Path, rules: &[DeviceRule], new: bool) -> Result<()> {
         }
         lines.push((rule.allow, line));
     }
-    if new {
-        if lines.first().is_none_or(|(_, line)| line != "a") {
-            lines.insert(0, (false, "a".to_owned()));
-        }
-        // An "allow all" already has them.
-        if lines != [(true, "a".to_owned())] {
-            lines.extend(DEVICES.iter().map(|d| (true, (*d).to_owned())));
-        }
+    if lines.first().is_none_or(|(_, line)| line != "a") {
+        lines.insert(0, (false, "a".to_owned()));
+    }
+    // An "allow all" already has them.
+    if lines != [(true, "a".to_owned())] {
+        lines.extend(DEVICES.iter().map(|d| (true, (*d).to_owned())));
     }
     // Both files stay open: a default list has a dozen lines.
     let (allow, deny) = (

@@ -1,7 +1,7 @@
 //! Owns limits on the unified hierarchy, and the conversions from v1's units.
 
 use super::file::{number, raw, text, write};
-use crate::spec::{BlockIo, Cpu, Memory, Resources};
+use crate::spec::{BlockIo, Cpu, Hugepage, Memory, Resources};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -55,17 +55,7 @@ pub(crate) fn apply(dir: &Path, r: &Resources) -> Result<()> {
     if let Some(io) = &r.block_io {
         block_io(dir, io)?;
     }
-    for h in &r.hugepage_limits {
-        write(
-            dir,
-            &format!("hugetlb.{}.max", h.page_size),
-            h.limit.to_string(),
-        )?;
-        let reserved = format!("hugetlb.{}.rsvd.max", h.page_size);
-        if dir.join(&reserved).exists() {
-            write(dir, &reserved, h.limit.to_string())?;
-        }
-    }
+    hugepages(dir, &r.hugepage_limits)?;
     if r.network
         .as_ref()
         .is_some_and(|n| n.class_id.is_some() || !n.priorities.is_empty())
@@ -88,11 +78,56 @@ pub(crate) fn apply(dir: &Path, r: &Resources) -> Result<()> {
     Ok(())
 }
 
+/// Applies what a hybrid host counts on the unified hierarchy: controllers that no v1 hierarchy took.
+pub(crate) fn apply_hybrid(dir: &Path, r: &Resources) -> Result<()> {
+    if offers(dir, "hugetlb") {
+        hugepages(dir, &r.hugepage_limits)?;
+    }
+    if offers(dir, "rdma") {
+        super::rdma(dir, &r.rdma)?;
+    }
+    Ok(())
+}
+
+/// Whether the group has a controller.
+pub(crate) fn offers(dir: &Path, controller: &str) -> bool {
+    let list = text(dir, "cgroup.controllers").unwrap_or_default();
+    list.split_whitespace().any(|c| c == controller)
+}
+
+fn hugepages(dir: &Path, limits: &[Hugepage]) -> Result<()> {
+    for h in limits {
+        let value = h.limit.to_string();
+        write(dir, &format!("hugetlb.{}.max", h.page_size), &value)?;
+        let reserved = format!("hugetlb.{}.rsvd.max", h.page_size);
+        if dir.join(&reserved).exists() {
+            write(dir, &reserved, &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// What only v1 has. Not asked for, or asked not to be, is fine.
+fn gone(m: &Memory) -> Result<()> {
+    let asked = |n: Option<i64>| n.is_some_and(|n| n > 0);
+    let what = if asked(m.kernel) || asked(m.kernel_tcp) {
+        "kernel memory limits"
+    } else if m.swappiness.is_some() {
+        "memory swappiness"
+    } else if m.disable_oom_killer == Some(true) {
+        "disabling the OOM killer"
+    } else {
+        return Ok(());
+    };
+    Err(Error::unsupported(format!("{what}: not on cgroup v2")))
+}
+
 fn amount(n: i64) -> String {
     if n < 0 { "max".into() } else { n.to_string() }
 }
 
 fn memory(dir: &Path, m: &Memory) -> Result<()> {
+    gone(m)?;
     if let Some(limit) = m.limit.filter(|l| *l > 0)
         && m.check_before_update == Some(true)
         && let Some(usage) = number(dir, "memory.current").filter(|u| *u > limit as u64)
@@ -195,6 +230,10 @@ pub(crate) fn io_weight(weight: u16) -> u64 {
 }
 
 fn block_io(dir: &Path, io: &BlockIo) -> Result<()> {
+    let leaf = |w: Option<u16>| w.is_some_and(|w| w != 0);
+    if leaf(io.leaf_weight) || io.weight_device.iter().any(|d| leaf(d.leaf_weight)) {
+        return Err(Error::unsupported("leaf weights: not on cgroup v2"));
+    }
     let bfq = dir.join("io.bfq.weight").exists();
     let name = if bfq { "io.bfq.weight" } else { "io.weight" };
     let convert = |w: u16| if bfq { u64::from(w) } else { io_weight(w) };

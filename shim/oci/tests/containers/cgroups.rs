@@ -41,14 +41,22 @@ pub(crate) fn cgroup_limits() {
     c.clean();
 }
 
+fn stand(c: &Container) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !c.cgroup.freeze().expect("freeze") {
+        assert!(std::time::Instant::now() < until, "still moving");
+        std::thread::yield_now();
+    }
+}
+
 pub(crate) fn freeze() {
     let mut c = Container::new(spec("sleep 30"));
     let mut p = c.running();
-    c.cgroup.freeze().expect("freeze");
+    stand(&c);
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", p.pid())).expect("stat");
     assert!(stat.contains(") D ") || stat.contains(") S "), "{stat}");
     c.cgroup.thaw().expect("thaw");
-    c.cgroup.freeze().expect("freeze again");
+    stand(&c);
     c.cgroup.kill().expect("kill a frozen group");
     assert_eq!(check::exit(&mut p), 137);
     c.clean();
@@ -104,6 +112,27 @@ pub(crate) fn v2_devices() {
     assert_eq!(read("/tmp/zero").1, "1\n");
     let (_, _, err) = exec_with(&c, &p, ": < /tmp/tun", |_| {});
     assert!(err.contains("not permitted"), "{err}");
+    // Two rules on one device add up; a later denial takes one right back.
+    let tun = |allow, access: &str| corten_oci::spec::DeviceRule {
+        kind: "c".into(),
+        major: Some(10),
+        minor: Some(200),
+        ..rule(allow, access)
+    };
+    let open = |rules: &[corten_oci::spec::DeviceRule]| {
+        corten_oci::cgroup::set_v2_devices(&dir, rules).expect("attach");
+        let (_, out, err) = exec_with(
+            &c,
+            &p,
+            "(: < /tmp/tun) && echo r; (: > /tmp/tun) && echo w; (: <> /tmp/tun) && echo rw",
+            |_| {},
+        );
+        (out.replace('\n', " "), err)
+    };
+    let parts = [tun(true, "r"), tun(true, "w")];
+    assert_eq!(open(&parts).0, "r w rw ", "{:?}", open(&parts));
+    let taken = [tun(true, "rw"), tun(false, "w")];
+    assert_eq!(open(&taken).0, "r ", "{:?}", open(&taken));
     corten_oci::cgroup::set_v2_devices(&dir, &[rule(true, "rwm")]).expect("attach");
     let (_, _, err) = exec_with(&c, &p, ": < /tmp/tun", |_| {});
     assert_eq!(err, "");

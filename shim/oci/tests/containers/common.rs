@@ -8,7 +8,7 @@ use corten_oci::{
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -202,6 +202,7 @@ impl Container {
                     self.hooks(&p);
                     p.proceed().expect("proceed");
                 }
+                Status::Listener => self.listener(&mut p),
                 Status::Failed(failure) => {
                     check::exit(&mut p);
                     return Outcome::Failed(failure);
@@ -211,7 +212,23 @@ impl Container {
         }
     }
 
+    fn listener(&self, p: &mut Parked) {
+        let bundle = self.bundle.path().display().to_string();
+        let state = State {
+            oci_version: "1.3.0",
+            id: &self.id,
+            status: "creating",
+            pid: p.pid(),
+            bundle: &bundle,
+            annotations: &self.spec.annotations,
+        };
+        let fd = p.take_listener().expect("a listener");
+        corten_oci::listener::hand_over(&self.spec, fd.as_fd(), p.pid(), &state).expect("given");
+        p.proceed().expect("proceed");
+    }
+
     fn hooks(&self, p: &Parked) {
+        corten_oci::netdev::attach(&self.spec, p.pid()).expect("devices");
         let bundle = self.bundle.path().display().to_string();
         let state = State {
             oci_version: "1.3.0",
@@ -293,9 +310,12 @@ impl Container {
         match self.start() {
             Outcome::Ready(mut p, warnings) => {
                 p.open_gate().expect("gate");
-                match p.wait_status().expect("status") {
-                    Status::Running => {}
-                    other => panic!("{other:?}"),
+                loop {
+                    match p.wait_status().expect("status") {
+                        Status::Running => break,
+                        Status::Listener => self.listener(&mut p),
+                        other => panic!("{other:?}"),
+                    }
                 }
                 let code = check::exit(&mut p);
                 let [stdout, stderr] = self.read();

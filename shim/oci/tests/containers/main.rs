@@ -13,6 +13,7 @@ mod common;
 mod filesystem;
 mod namespaces;
 mod process;
+mod rarities;
 
 type Case = (&'static str, fn());
 
@@ -51,6 +52,17 @@ const CASES: &[Case] = &[
     ("propagation", filesystem::propagation),
     ("v2_device_rules", cgroups::v2_devices),
     ("sealed_exe", process::sealed_exe),
+    ("tmpcopyup", rarities::tmpcopyup),
+    ("readonly_dev", rarities::readonly_dev),
+    ("nothing_beneath_a_moved_root", rarities::beneath),
+    ("home", rarities::home),
+    ("seccomp_listener", rarities::seccomp_listener),
+    ("net_devices", rarities::net_devices),
+    ("scheduling", rarities::scheduling),
+    ("exec_affinity", rarities::exec_affinity),
+    ("hybrid_hugepages", rarities::hybrid_hugepages),
+    ("any_signal", rarities::any_signal),
+    ("keyring", rarities::keyring),
     ("speed", cgroups::speed),
 ];
 

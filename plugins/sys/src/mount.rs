@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::idmap::{self, UserNs};
 use crate::options::{self, Parsed};
 use crate::root::{Root, magic_path};
-use crate::{mountinfo, overlay, userns};
+use crate::{image, mountinfo, overlay, userns};
 
 static TEMP_BASE: OnceLock<PathBuf> = OnceLock::new();
 
@@ -82,10 +82,7 @@ pub fn mount_one(m: &Mount, target: &Path) -> Result<()> {
     }
     let parsed = options::parse(&m.options)?;
     if parsed.loop_device {
-        return Err(Error::not_implemented(format!(
-            "loop mount of {:?}",
-            m.source
-        )));
+        return image::mount(m, &parsed, &at).with_context(what);
     }
     if m.r#type == "overlay" {
         return overlay::mount(&m.source, &parsed, &at).with_context(what);

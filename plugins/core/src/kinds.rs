@@ -21,6 +21,10 @@ kinds! {
     Snapshotter = "io.containerd.snapshotter.v1" => dyn crate::snapshots::Snapshotter;
     /// Differs.
     Differ = "io.containerd.differ.v1" => dyn crate::diff::Differ;
+    /// The mount manager.
+    MountManager = "io.containerd.mount-manager.v1" => dyn crate::mounts::Manager;
+    /// Makers of one type of mount.
+    MountHandler = "io.containerd.mount-handler.v1" => dyn crate::mounts::Handler;
     /// The metadata database.
     Metadata = "io.containerd.metadata.v1" => dyn crate::metadata::Metadata;
     /// The event exchange.

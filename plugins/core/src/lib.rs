@@ -33,6 +33,7 @@ pub mod runtime;
 pub mod sandbox;
 pub mod scope;
 pub mod service;
+pub mod size;
 pub mod snapshots;
 pub mod status;
 pub mod streaming;

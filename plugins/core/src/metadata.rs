@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::containers::Containers;
 use crate::content::Content;
-use crate::gc::Collector;
+use crate::gc::{Collector, Resources};
 use crate::images::Images;
 use crate::leases::Leases;
 use crate::namespaces::Namespaces;
@@ -21,6 +21,8 @@ pub trait Metadata: Send + Sync {
     fn leases(&self) -> Arc<dyn Leases>;
     fn sandboxes(&self) -> Arc<dyn Sandboxes>;
     fn collector(&self) -> Arc<dyn Collector>;
+    /// Collects these too; the last registration counts.
+    fn collect_also(&self, resources: Arc<dyn Resources>);
     /// Called after each committed change, with `true` when something was deleted: feeds the scheduler.
     fn on_mutation(&self, callback: Box<dyn Fn(bool) + Send + Sync>);
 }

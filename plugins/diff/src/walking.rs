@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use corten_core::compression::Compression;
 use corten_core::content::{Content, Reader, Writer, WriterOptions};
 use corten_core::diff::{ApplyOptions, CompareOptions, Differ};
 use corten_core::{
@@ -19,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::apply::{self, Target};
 use crate::compare::{self, Trees};
-use crate::media::{self, Compression};
+use crate::media;
 use crate::stream::{Cancelled, ChunkSender, Deflate, Hashed, inflate};
 
 /// The differ over a content store.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use corten_core::containers::Containers;
 use corten_core::content::Content;
-use corten_core::gc::Collector;
+use corten_core::gc::{Collector, Resources};
 use corten_core::images::Images;
 use corten_core::leases::Leases;
 use corten_core::metadata::Metadata;
@@ -78,6 +78,9 @@ impl Metadata for Handle {
     }
     fn collector(&self) -> Arc<dyn Collector> {
         Arc::new(crate::collect::Store(self.0.clone()))
+    }
+    fn collect_also(&self, resources: Arc<dyn Resources>) {
+        self.0.collect_also(resources);
     }
     fn on_mutation(&self, callback: Box<dyn Fn(bool) + Send + Sync>) {
         self.0.on_mutation(callback);

@@ -13,12 +13,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use corten_core::gc::{Collector, Stats};
+use corten_core::gc::{Collector, Resource, Stats};
 use corten_core::protos::containerd::events::SnapshotRemove;
 use corten_core::protos::containerd::services::images::v1::ImageDelete;
 use corten_core::protos::time;
 use corten_core::{Namespace, Result};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::db::Db;
 use crate::keys::{self, key};
@@ -42,8 +42,12 @@ async fn collect(db: &Db) -> Result<Stats> {
     let begun = Instant::now();
     // Before the mark: what is deleted from here on belongs to the next collection.
     db.deleted.store(false, Ordering::SeqCst);
-    let marked = db.store.write(|txn| {
-        let graph = mark::Graph::read(txn, &time::now())?;
+    // Before the mark too: what is made or used from here on is judged the next time.
+    let others = db.others();
+    let listed = others.as_ref().map(|o| o.all()).unwrap_or_default();
+    let judged = listed.clone();
+    let marked = db.store.write(move |txn| {
+        let graph = mark::Graph::read(txn, &judged, &time::now())?;
         let garbage = graph.garbage();
         for node in &garbage {
             delete(txn, &graph, node)?;
@@ -67,6 +71,17 @@ async fn collect(db: &Db) -> Result<Stats> {
         debug!(?node, "removed by garbage collection");
     }
     announce(db, &garbage).await;
+    if let Some(others) = others {
+        let unused = |r: &Resource| {
+            garbage
+                .iter()
+                .any(|g| g.what == What::Mount && g.ns == r.namespace.as_str() && g.name == r.name)
+        };
+        let unused = listed.into_iter().filter(unused).collect();
+        if let Err(error) = others.remove(unused).await {
+            warn!(%error, "mount garbage collection");
+        }
+    }
     let dirty = std::mem::take(&mut *db.dirty.lock());
     sweep::sweep(db, dirty).await;
     Ok(Stats {
@@ -86,7 +101,7 @@ fn delete(txn: &mut Txn<'_>, graph: &mark::Graph, node: &Node) -> Result<()> {
             let ns = Namespace::new(ns)?;
             snapshots::delete_record(txn, &ns, snapshotter, name, graph.parent(node))
         }
-        What::Container => Ok(()),
+        What::Container | What::Mount => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use corten_core::content::Backend;
 use corten_core::events::{self, Events};
+use corten_core::gc::Resources;
 use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::snapshots::Snapshotter;
 use corten_core::tasks_set::TaskSet;
@@ -69,6 +70,8 @@ pub(crate) struct Db {
     pub(crate) deleted: AtomicBool,
     events: Arc<dyn Events>,
     callbacks: RwLock<Vec<Callback>>,
+    /// What is collected with our own.
+    others: RwLock<Option<Arc<dyn Resources>>>,
     tasks: TaskSet,
 }
 
@@ -156,6 +159,7 @@ impl Db {
             deleted: AtomicBool::new(false),
             events: parts.events,
             callbacks: RwLock::default(),
+            others: RwLock::default(),
             tasks: TaskSet::new(),
         }))
     }
@@ -207,6 +211,15 @@ impl Db {
 
     pub(crate) fn on_mutation(&self, callback: Callback) {
         self.callbacks.write().push(callback);
+    }
+
+    pub(crate) fn collect_also(&self, resources: Arc<dyn Resources>) {
+        *self.others.write() = Some(resources);
+    }
+
+    /// What is collected with our own.
+    pub(crate) fn others(&self) -> Option<Arc<dyn Resources>> {
+        self.others.read().clone()
     }
 
     /// Runs `work` to its end even when the caller goes away: used where several steps must not be cut in two.

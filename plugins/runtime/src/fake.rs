@@ -352,6 +352,7 @@ impl Fake {
             containers: Arc::new(NoContainers),
             sandboxes: self.sandboxes.clone(),
             background: TaskSet::new(),
+            mounts: crate::mounts::TaskMounts::default(),
         });
         crate::restore::make_folders(&tasks).unwrap();
         tasks

@@ -8,6 +8,7 @@
 //! task       io.containerd.runtime.v2 "task": create, delete      end   what the end of a shim means
 //! restore    shims of a previous daemon          log        the shim's log FIFO
 //! sandbox    io.containerd.sandbox.controller.v1 "shim": sandboxes, each in a shim that tasks may join
+//! mounts     a task's root file system through the mount manager
 //! features   what must be asked of the runtime before a spec is handed to it
 //! ```
 //! The daemon keeps no state of a container that its shim has: it asks. Shims that speak gRPC are not served yet.
@@ -23,6 +24,7 @@ mod fake;
 mod features;
 mod log;
 pub mod manager;
+mod mounts;
 mod restore;
 pub mod sandbox;
 mod shim;

@@ -362,6 +362,7 @@ pub fn registration() -> Registration {
                     containers: metadata.containers(),
                     sandboxes: metadata.sandboxes(),
                     background: TaskSet::new(),
+                    mounts: crate::mounts::TaskMounts::default(),
                 });
                 crate::restore::make_folders(&tasks)?;
                 crate::restore::run(&tasks).await;

@@ -28,6 +28,7 @@ use crate::bundle::Bundle;
 use crate::command::{self, Helper};
 use crate::connection::{CallError, Connection};
 use crate::manager::{Manager, ShimManager};
+use crate::mounts::TaskMounts;
 use crate::shim::Shim;
 use crate::{bootstrap, features, log};
 
@@ -76,6 +77,7 @@ pub(crate) struct Inner {
     pub(crate) containers: Arc<dyn Containers>,
     pub(crate) sandboxes: Arc<dyn Sandboxes>,
     pub(crate) background: TaskSet,
+    pub(crate) mounts: TaskMounts,
 }
 
 impl std::fmt::Debug for TaskManager {
@@ -318,8 +320,12 @@ impl TaskManager {
             Ok::<_, Error>(shim)
         };
         let shim = begun.await.context("failed to start shim")?;
+        let mut activated = false;
         let created = async {
             self.serve(&shim)?;
+            let mut o = o;
+            // After the start: the shim says what it mounts itself.
+            (o.rootfs, activated) = self.mounts.activate(&shim, &o).await?;
             features::validate(&self.manager, &o).await?;
             let request = create_request(&shim.bundle, o);
             let create = async {
@@ -337,6 +343,9 @@ impl TaskManager {
             Ok(_) => Ok(shim),
             Err(e) => {
                 self.tear_down(&shim).await;
+                if activated {
+                    self.mounts.deactivate(bundle).await;
+                }
                 Err(e)
             }
         }
@@ -358,6 +367,7 @@ impl Tasks for TaskManager {
             if let Err(Ok(shim)) = done.send(result) {
                 // Made for a client that left just before it could hear of it.
                 this.tear_down(&shim).await;
+                this.mounts.deactivate(&shim.bundle).await;
                 if let Err(error) = shim.bundle.delete().await {
                     error!(container.id = %id, %error, "failed to delete bundle");
                 }
@@ -414,6 +424,7 @@ impl Tasks for TaskManager {
         let (this, closing) = (self.clone(), shim.clone());
         self.background.spawn("close shim", async move {
             this.close(&closing).await;
+            this.mounts.deactivate(&closing.bundle).await;
             let _ = done.send(());
         });
         let _ = closed.await;
@@ -482,6 +493,7 @@ pub fn registration() -> Registration {
         .requires::<ShimManager>()
         .requires::<kinds::Event>()
         .requires::<kinds::Metadata>()
+        .requires::<kinds::MountManager>()
         .config::<Config>()
         .init(|cx, config: Config| {
             Box::pin(async move {
@@ -499,6 +511,8 @@ pub fn registration() -> Registration {
                     containers: metadata.containers(),
                     sandboxes: metadata.sandboxes(),
                     background: TaskSet::new(),
+                    // containerd runs without a mount manager too.
+                    mounts: TaskMounts::new(cx.single::<kinds::MountManager>().ok()),
                 });
                 crate::restore::make_folders(&tasks)?;
                 crate::restore::run(&tasks).await;

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use corten_core::gc::Resource;
 use corten_core::labels::GC_FLAT;
 use corten_core::protos::containerd::services::containers::v1::Container;
 use corten_core::protos::containerd::services::content::v1::Info as Blob;
@@ -36,8 +37,13 @@ pub(super) enum What {
     Content,
     Ingest,
     Container,
+    /// Another store's.
+    Mount,
     Snapshot(String),
 }
+
+/// Namespace and id of each lease, and whether it is flat.
+type LeaseMap = HashMap<(String, String), bool>;
 
 /// All nodes with their references.
 #[derive(Default)]
@@ -59,9 +65,10 @@ pub(super) struct Graph {
 
 impl Graph {
     /// Reads everything.
-    pub(super) fn read(from: &dyn Read, now: &Timestamp) -> Result<Self> {
+    pub(super) fn read(from: &dyn Read, others: &[Resource], now: &Timestamp) -> Result<Self> {
         let mut graph = Self::default();
-        graph.read_leases(from, now)?;
+        let leases = graph.read_leases(from, now)?;
+        graph.read_others(others, &leases);
         graph.read_images(from, now)?;
         graph.read_content(from, now)?;
         graph.read_snapshots(from)?;
@@ -97,7 +104,8 @@ impl Graph {
         self.roots.push((node.clone(), false));
     }
 
-    fn read_leases(&mut self, from: &dyn Read, now: &Timestamp) -> Result<()> {
+    /// The leases that count, with whether they are flat.
+    fn read_leases(&mut self, from: &dyn Read, now: &Timestamp) -> Result<LeaseMap> {
         let mut flat_leases = HashMap::new();
         each(from, &[keys::LEASES], &mut |k, lease: Lease| {
             let node = node(What::Lease, k)?;
@@ -126,7 +134,29 @@ impl Graph {
                 self.roots.push((Node { what, ns, name }, *flat));
             }
             Ok(true)
-        })
+        })?;
+        Ok(flat_leases)
+    }
+
+    /// Of their labels only back references count (containerd: mount/manager).
+    fn read_others(&mut self, others: &[Resource], leases: &LeaseMap) {
+        for other in others {
+            let node = Node {
+                what: What::Mount,
+                ns: other.namespace.to_string(),
+                name: other.name.clone(),
+            };
+            let lease = other.lease.as_ref();
+            if let Some(flat) = lease.and_then(|l| leases.get(&(node.ns.clone(), l.clone()))) {
+                self.roots.push((node.clone(), *flat));
+            }
+            for meaning in meanings(&node.ns, &other.labels) {
+                if let Meaning::BackRef(holder) = meaning {
+                    self.back.entry(holder).or_default().push(node.clone());
+                }
+            }
+            self.all.push(node);
+        }
     }
 
     fn read_images(&mut self, from: &dyn Read, now: &Timestamp) -> Result<()> {

@@ -350,3 +350,60 @@ async fn beside_containerds_database_nothing_is_swept() {
     w.collect().await;
     assert_eq!(w.blobs.blobs().len(), 1);
 }
+
+/// Things of another store, by name with the lease and the labels that keep them.
+#[derive(Default)]
+struct Mounts(parking_lot::Mutex<Vec<corten_core::gc::Resource>>);
+
+#[async_trait::async_trait]
+impl corten_core::gc::Resources for Mounts {
+    fn all(&self) -> Vec<corten_core::gc::Resource> {
+        self.0.lock().clone()
+    }
+    async fn remove(&self, garbage: Vec<corten_core::gc::Resource>) -> corten_core::Result<()> {
+        self.0.lock().retain(|r| !garbage.contains(r));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn mounts_live_with_their_lease_their_container_and_who_names_them() {
+    let w = World::new();
+    let s = scope("one");
+    let mounts = std::sync::Arc::new(Mounts::default());
+    let add = |name: &str, lease: Option<&str>, labels: &[(&str, &str)]| {
+        mounts.0.lock().push(corten_core::gc::Resource {
+            namespace: s.namespace.clone(),
+            name: name.into(),
+            labels: map(labels),
+            lease: lease.map(str::to_owned),
+            version: 1,
+        });
+    };
+    add("leased", Some("l"), &[]);
+    add("lost", Some("gone"), &[]);
+    add("task", None, &[("containerd.io/gc.bref.container", "c")]);
+    add("named", None, &[]);
+    add("root", None, &[("containerd.io/gc.root", "x")]);
+    w.md().collect_also(mounts.clone());
+    let ns = &s.namespace;
+    w.md().leases().create(ns, "l", map(&[])).await.unwrap();
+    w.md()
+        .containers()
+        .create(&s, container("c", ""))
+        .await
+        .unwrap();
+    let mut other = container("other", "");
+    other.labels = map(&[("containerd.io/gc.ref.mount", "named")]);
+    w.md().containers().create(&s, other).await.unwrap();
+    let left = || {
+        let all = mounts.0.lock();
+        all.iter().map(|r| r.name.clone()).collect::<Vec<_>>()
+    };
+    w.collect().await;
+    assert_eq!(left(), ["leased", "task", "named"]);
+    w.md().containers().delete(&s, "c").await.unwrap();
+    w.md().leases().delete(ns, "l", true).await.unwrap();
+    w.collect().await;
+    assert_eq!(left(), ["named"]);
+}

@@ -144,9 +144,20 @@ impl Base {
 
     pub(crate) async fn commit(
         &self,
-        (name, key, parent): (&str, &str, &str),
+        names: (&str, &str, &str),
         labels: Labels,
         sub: &'static str,
+    ) -> Result<()> {
+        self.commit_with(names, labels, move |tree| measure(&tree.join(sub)))
+            .await
+    }
+
+    /// Commits; `seal` finishes the tree of the snapshot and tells what it takes.
+    pub(crate) async fn commit_with(
+        &self,
+        (name, key, parent): (&str, &str, &str),
+        labels: Labels,
+        seal: impl FnOnce(&Path) -> Result<Usage> + Send + 'static,
     ) -> Result<()> {
         if name.is_empty() {
             return Err(Error::invalid("snapshot name must not be empty"));
@@ -155,7 +166,7 @@ impl Base {
         let (name, key, parent) = (name.to_owned(), key.to_owned(), parent.to_owned());
         blocking(move || {
             let id = inner.records.get(&key)?.id;
-            let usage = measure(&inner.trees.path(id).join(sub))?;
+            let usage = seal(&inner.trees.path(id))?;
             inner
                 .records
                 .commit(&name, &key, &parent, labels, usage)

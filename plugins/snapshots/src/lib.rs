@@ -1,6 +1,6 @@
-//! Snapshotters that live in the daemon: [`overlayfs`] and [`native`].
+//! Snapshotters that live in the daemon: [`overlayfs`], [`native`] and [`erofs`].
 //!
-//! Both keep their records in a database of their own ([`records`]) and their trees in `<root>/snapshots/<id>`
+//! All keep their records in a database of their own ([`records`]) and their trees in `<root>/snapshots/<id>`
 //! ([`trees`]). A tree is complete on disk before its record is committed, and its record is gone before the tree is
 //! deleted; whatever a crash leaves between the two has no record and is swept at the next start or clean-up.
 //!
@@ -12,6 +12,7 @@
 //! ```
 
 mod base;
+pub mod erofs;
 pub mod native;
 pub mod overlayfs;
 mod records;

@@ -25,8 +25,8 @@ use crate::records::{New, Record, Snapshot};
 use crate::trees::NewTree;
 
 /// Id maps that clients put on a snapshot.
-const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
-const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
+pub(crate) const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
+pub(crate) const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 /// Where the layer is, shown on request.
 const UPPERDIR: &str = "containerd.io/snapshot/overlay.upperdir";
 
@@ -154,7 +154,7 @@ fn has_option(options: &[String], key: &str) -> bool {
 }
 
 /// Owner of the root under the id maps of the labels.
-fn mapped_root(labels: &Labels) -> Result<Option<(u32, u32)>> {
+pub(crate) fn mapped_root(labels: &Labels) -> Result<Option<(u32, u32)>> {
     match (labels.get(UID_MAP), labels.get(GID_MAP)) {
         (None, None) => Ok(None),
         (uids, gids) => {

@@ -8,15 +8,15 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use corten_core::snapshots::{Info, SnapshotKind, Usage};
 use corten_core::{Context, Error, Kind, Labels, Result, labels};
 use parking_lot::RwLock;
 use prost::Message;
 use redb::{
-    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, Table,
+    TableDefinition, WriteTransaction,
 };
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -25,6 +25,8 @@ const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters"
 
 /// Bytes of pages kept in memory: the records of thousands of snapshots.
 const CACHE: usize = 2 << 20;
+/// How long to wait for another process to release the file.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A record as stored.
 #[derive(Clone, PartialEq, Message)]
@@ -132,12 +134,27 @@ fn fault(e: impl Into<redb::Error>) -> Error {
     }
 }
 
+/// A daemon that is started before the last one has ended waits for it.
 fn open(path: &Path) -> Result<Database> {
-    Database::builder()
-        .set_cache_size(CACHE)
-        .create(path)
-        .map_err(fault)
-        .with_context(|| format!("open {}", path.display()))
+    let begun = Instant::now();
+    let mut warned = false;
+    loop {
+        let opened = Database::builder().set_cache_size(CACHE).create(path);
+        match opened {
+            Err(DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < PATIENCE => {
+                if !warned {
+                    warned = true;
+                    tracing::warn!(path = %path.display(), "wait for another process to close the snapshots");
+                }
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            other => {
+                return other
+                    .map_err(fault)
+                    .with_context(|| format!("open {}", path.display()));
+            }
+        }
+    }
 }
 
 impl Records {
@@ -501,6 +518,21 @@ mod tests {
             parent: String::new(),
             labels: Labels::from([("a".into(), "x".repeat(4000))]),
         }
+    }
+
+    #[test]
+    fn a_database_in_use_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metadata.db");
+        let first = Records::open(&path).unwrap();
+        first.create(new("kept"), |_| Ok(())).unwrap();
+        std::thread::scope(|s| {
+            let second = s.spawn(|| Records::open(&path).unwrap().get("kept").map(|r| r.id));
+            std::thread::park_timeout(Duration::from_millis(120));
+            assert!(!second.is_finished());
+            drop(first);
+            assert_eq!(second.join().unwrap().unwrap(), 1);
+        });
     }
 
     /// Needs a small file system of its own: set the variable to a folder on a tmpfs of a few MiB.

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 
 const NEW: &str = "new-";
 const REMOVED: &str = "rm-";
+/// So often two removals of one tree may meet.
+const RACES: usize = 100;
 
 /// The trees of one snapshotter.
 #[derive(Debug)]
@@ -124,7 +126,21 @@ impl Trees {
 /// Deletes displaced trees; what fails is logged and left for the next sweep.
 pub(crate) fn delete(trees: Vec<PathBuf>) {
     for tree in trees {
-        if let Err(error) = corten_sys::tree::remove(&tree) {
+        let mut done = corten_sys::tree::remove(&tree);
+        for _ in 0..RACES {
+            // A sweep found what a removal in the background was at: each took entries from under the other.
+            let raced = |e: &io::Error| {
+                matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                )
+            };
+            if !done.as_ref().is_err_and(raced) {
+                break;
+            }
+            done = corten_sys::tree::remove(&tree);
+        }
+        if let Err(error) = done {
             tracing::warn!(path = %tree.display(), %error, "remove directory");
         }
     }
@@ -153,5 +169,29 @@ impl Drop for NewTree {
             tracing::warn!(path = %self.path.display(), %error, "remove unfinished snapshot");
         }
         self.making.lock().remove(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_may_be_deleted_twice_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("rm-1");
+        for i in 0..40 {
+            let sub = tree.join(format!("{i}/a/b"));
+            fs::create_dir_all(&sub).unwrap();
+            for j in 0..20 {
+                fs::write(sub.join(j.to_string()), "").unwrap();
+            }
+        }
+        std::thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| delete(vec![tree.clone()]));
+            }
+        });
+        assert!(!tree.exists());
     }
 }

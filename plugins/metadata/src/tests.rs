@@ -9,3 +9,4 @@ mod model;
 mod plugins;
 mod records;
 mod snapshots;
+mod stress;

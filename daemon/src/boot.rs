@@ -57,7 +57,8 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
     let mut dump = signal(SignalKind::user_defined1()).context("listen to SIGUSR1")?;
     let listeners = server::Listeners::of(&config)?;
     let shared = Shared::default();
-    let registrations = all(&shared);
+    let mut registrations = all(&shared);
+    add_proxies(&config, &mut registrations);
     let options = boot_options(&config, &registrations, &listeners)?;
     let plugins = Plugins::boot(registrations, options).await?;
     shared.plugins.set(plugins.records().to_vec());
@@ -81,6 +82,19 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     servers.drain(PATIENCE).await;
     Ok(())
+}
+
+/// The plugins of other processes. One that cannot be is left out: it must not keep the others from starting.
+fn add_proxies(config: &Config, registrations: &mut Vec<Registration>) {
+    for (name, proxy) in &config.proxy_plugins {
+        match corten_proxy::registration(name, proxy.clone()) {
+            Err(error) => warn!(%error, "ignoring a proxy plugin"),
+            Ok(r) if registrations.iter().any(|other| other.uri() == r.uri()) => {
+                warn!(plugin = %r.uri(), "ignoring a proxy plugin: there is a built-in one of that name");
+            }
+            Ok(r) => registrations.push(r),
+        }
+    }
 }
 
 fn boot_options(

@@ -45,7 +45,7 @@ pub(crate) struct Config {
     pub(crate) debug: Debug,
     pub(crate) cgroup: Cgroup,
     pub(crate) timeouts: BTreeMap<String, String>,
-    pub(crate) proxy_plugins: BTreeMap<String, toml::Value>,
+    pub(crate) proxy_plugins: BTreeMap<String, corten_proxy::Config>,
     pub(crate) stream_processors: BTreeMap<String, toml::Value>,
     pub(crate) plugins: BTreeMap<String, toml::Table>,
 }

@@ -1,5 +1,7 @@
 //! The count of gRPC calls: how many of each method began, how they ended, how long they took.
 //!
+//! Messages are counted in both directions as they pass, by their frames alone.
+//!
 //! The names are those of go-grpc-middleware, as containerd's dashboards and alerts use them. What can be counted
 //! is fixed when the table is made, from the descriptors of our own protocols: a client that invents method names
 //! cannot make it grow. Without a metrics endpoint there is no table and nothing is counted.
@@ -13,6 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use corten_core::metrics::family;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message as _;
 use tonic::body::Body;
@@ -47,7 +50,7 @@ const BUCKETS: [f64; 11] = [
 /// The table, or nothing when nobody will read it. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Calls {
-    methods: Option<Arc<BTreeMap<String, Method>>>,
+    methods: Option<Arc<BTreeMap<String, Arc<Method>>>>,
     histogram: bool,
 }
 
@@ -57,6 +60,8 @@ struct Method {
     service: String,
     name: String,
     started: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
     handled: [AtomicU64; CODES.len()],
     /// One for each of [`BUCKETS`], not cumulative, and one for what is slower.
     took: [AtomicU64; BUCKETS.len() + 1],
@@ -66,8 +71,8 @@ struct Method {
 /// One running call. A ticket that is dropped without an outcome counts as cancelled by its client.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    methods: Arc<BTreeMap<String, Method>>,
-    path: String,
+    method: Arc<Method>,
+    sent: Frames,
     begun: Instant,
     done: bool,
 }
@@ -79,6 +84,7 @@ impl Calls {
     pub(super) fn new(histogram: bool) -> Self {
         let methods = methods(corten_protos::DESCRIPTORS)
             .chain(health())
+            .map(|(path, method)| (path, Arc::new(method)))
             .collect();
         Self {
             methods: Some(Arc::new(methods)),
@@ -88,11 +94,11 @@ impl Calls {
 
     /// Counts a call that begins; none for a method that no protocol of ours has.
     pub(super) fn start(&self, path: &str) -> Option<Ticket> {
-        let methods = self.methods.as_ref()?;
-        methods.get(path)?.started.fetch_add(1, Ordering::Relaxed);
+        let method = self.methods.as_ref()?.get(path)?.clone();
+        method.started.fetch_add(1, Ordering::Relaxed);
         Some(Ticket {
-            methods: methods.clone(),
-            path: path.to_owned(),
+            method,
+            sent: Frames::default(),
             begun: Instant::now(),
             done: false,
         })
@@ -103,17 +109,33 @@ impl Calls {
         let Some(methods) = &self.methods else { return };
         let called: Vec<&Method> = methods
             .values()
+            .map(AsRef::as_ref)
             .filter(|m| m.started.load(Ordering::Relaxed) > 0)
             .collect();
-        family(
-            out,
-            "grpc_server_started_total",
-            "counter",
-            "Total number of RPCs started on the server.",
-        );
-        for m in &called {
-            let n = m.started.load(Ordering::Relaxed);
-            let _ = writeln!(out, "grpc_server_started_total{{{}}} {n}", m.labels());
+        type Counter = fn(&Method) -> &AtomicU64;
+        let counters: [(&str, &str, Counter); 3] = [
+            (
+                "grpc_server_started_total",
+                "Total number of RPCs started on the server.",
+                |m| &m.started,
+            ),
+            (
+                "grpc_server_msg_received_total",
+                "Total number of messages that clients sent.",
+                |m| &m.received,
+            ),
+            (
+                "grpc_server_msg_sent_total",
+                "Total number of messages that clients were sent.",
+                |m| &m.sent,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            family(out, name, "counter", help);
+            for m in &called {
+                let n = counter(m).load(Ordering::Relaxed);
+                let _ = writeln!(out, "{name}{{{}}} {n}", m.labels());
+            }
         }
         family(
             out,
@@ -137,11 +159,6 @@ impl Calls {
             histogram(out, &called);
         }
     }
-}
-
-/// `# HELP` and `# TYPE` of a metric.
-pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
 fn histogram(out: &mut String, called: &[&Method]) {
@@ -194,6 +211,8 @@ impl Method {
             service: service.to_owned(),
             name: name.to_owned(),
             started: AtomicU64::default(),
+            received: AtomicU64::default(),
+            sent: AtomicU64::default(),
             handled: Default::default(),
             took: Default::default(),
             nanos: AtomicU64::default(),
@@ -217,13 +236,37 @@ impl Ticket {
         self.settle(code);
     }
 
+    /// Counts the messages of the request as they are read.
+    pub(super) fn receive(&self, body: Body) -> Body {
+        Body::new(Received {
+            inner: body,
+            frames: Frames::default(),
+            method: self.method.clone(),
+        })
+    }
+
+    /// A frame of the answer: its messages, or how the call ended.
+    pub(super) fn answered(&mut self, frame: Option<&Result<Frame<Bytes>, Status>>) {
+        match frame {
+            Some(Ok(f)) => {
+                if let Some(data) = f.data_ref() {
+                    let n = self.sent.feed(data);
+                    self.method.sent.fetch_add(n, Ordering::Relaxed);
+                }
+                if let Some(status) = f.trailers_ref().and_then(Status::from_header_map) {
+                    self.settle(status.code());
+                }
+            }
+            Some(Err(status)) => self.settle(status.code()),
+            None => self.settle(Code::Ok),
+        }
+    }
+
     fn settle(&mut self, code: Code) {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
-        let Some(m) = self.methods.get(&self.path) else {
-            return;
-        };
+        let m = &self.method;
         if let Some(count) = m.handled.get(code as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -238,14 +281,6 @@ impl Ticket {
             Ordering::Relaxed,
         );
     }
-
-    /// `body`, watched for the trailers in which a call says how it ended.
-    pub(super) fn watch(self, body: Body) -> Body {
-        Body::new(Watched {
-            inner: body,
-            ticket: self,
-        })
-    }
 }
 
 impl Drop for Ticket {
@@ -254,13 +289,14 @@ impl Drop for Ticket {
     }
 }
 
-/// A response body that settles its ticket at the trailers.
-struct Watched {
+/// A request body whose messages are counted.
+struct Received {
     inner: Body,
-    ticket: Ticket,
+    frames: Frames,
+    method: Arc<Method>,
 }
 
-impl HttpBody for Watched {
+impl HttpBody for Received {
     type Data = Bytes;
     type Error = Status;
 
@@ -269,14 +305,13 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        match &frame {
-            Some(Ok(f)) => {
-                if let Some(status) = f.trailers_ref().and_then(Status::from_header_map) {
-                    self.ticket.settle(status.code());
-                }
-            }
-            Some(Err(status)) => self.ticket.settle(status.code()),
-            None => self.ticket.settle(Code::Ok),
+        if let Some(data) = frame
+            .as_ref()
+            .and_then(|f| f.as_ref().ok())
+            .and_then(Frame::data_ref)
+        {
+            let n = self.frames.feed(data);
+            self.method.received.fetch_add(n, Ordering::Relaxed);
         }
         Poll::Ready(frame)
     }
@@ -287,6 +322,42 @@ impl HttpBody for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// Where one is in a sequence of gRPC's messages: a flag, four bytes of length, as many bytes.
+#[derive(Debug, Default)]
+struct Frames {
+    header: [u8; 5],
+    have: usize,
+    left: u64,
+}
+
+impl Frames {
+    /// How many messages end in `data`.
+    fn feed(&mut self, mut data: &[u8]) -> u64 {
+        let mut ended = 0;
+        while !data.is_empty() {
+            if self.have < self.header.len() {
+                let n = data.len().min(self.header.len() - self.have);
+                self.header[self.have..self.have + n].copy_from_slice(&data[..n]);
+                self.have += n;
+                data = &data[n..];
+                if self.have < self.header.len() {
+                    break;
+                }
+                let [_, a, b, c, d] = self.header;
+                self.left = u32::from_be_bytes([a, b, c, d]).into();
+            }
+            let n = usize::try_from(self.left).map_or(data.len(), |left| left.min(data.len()));
+            self.left -= n as u64;
+            data = &data[n..];
+            if self.left == 0 {
+                self.have = 0;
+                ended += 1;
+            }
+        }
+        ended
     }
 }
 
@@ -410,21 +481,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_with_the_code_of_its_trailers() {
+    async fn messages_are_counted_and_a_stream_ends_with_its_trailers() {
         let calls = Calls::new(false);
         let mut trailers = http::HeaderMap::new();
         Status::with_metadata(Code::DataLoss, "gone", MetadataMap::new())
             .add_header(&mut trailers)
             .unwrap();
-        let body = http_body_util::Full::new(Bytes::from_static(b"x"))
-            .map_err(|e| match e {})
-            .with_trailers(async move { Some(Ok(trailers)) });
-        let watched = calls.start(READ).unwrap().watch(Body::new(body));
-        assert_eq!(watched.collect().await.unwrap().to_bytes(), "x");
-        assert!(
-            text(&calls).contains("grpc_code=\"DataLoss\""),
-            "{}",
-            text(&calls)
-        );
+        let mut ticket = calls.start(READ).unwrap();
+        // Two messages and a bit, in two pieces.
+        let pieces = [&b"\0\0\0\0\x01a\0\0\0"[..], &b"\0\x02bc\0\0"[..]];
+        for piece in pieces {
+            ticket.answered(Some(&Ok(Frame::data(Bytes::copy_from_slice(piece)))));
+        }
+        ticket.answered(Some(&Ok(Frame::trailers(trailers))));
+        let request =
+            http_body_util::Full::new(Bytes::from_static(b"\0\0\0\0\0")).map_err(|e| match e {});
+        let request = ticket.receive(Body::new(request));
+        assert_eq!(request.collect().await.unwrap().to_bytes().len(), 5);
+        drop(ticket);
+        let text = text(&calls);
+        for part in [
+            "grpc_code=\"DataLoss\"",
+            "grpc_server_msg_sent_total{grpc_method=\"Read\",grpc_service=\"containerd.services.content.v1.Content\",grpc_type=\"server_stream\"} 2",
+            "grpc_server_msg_received_total{grpc_method=\"Read\",grpc_service=\"containerd.services.content.v1.Content\",grpc_type=\"server_stream\"} 1",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains("Canceled"), "{text}");
     }
 }

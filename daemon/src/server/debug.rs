@@ -30,16 +30,19 @@ pub(super) struct Facts {
 
 /// Answers `/debug/vars` and refuses `/debug/pprof`.
 pub(super) fn handler(facts: Facts) -> Handler {
-    Arc::new(move |path| match path {
-        "/debug/vars" => {
-            let mut text = format!("{:#}", vars(&facts));
-            text.push('\n');
-            Some(Answer::ok("application/json; charset=utf-8", text))
-        }
-        p if p == "/debug/pprof" || p.starts_with("/debug/pprof/") => {
-            Some(Answer::not_found(NO_PPROF))
-        }
-        _ => None,
+    Arc::new(move |path| {
+        let answer = match path {
+            "/debug/vars" => {
+                let mut text = format!("{:#}", vars(&facts));
+                text.push('\n');
+                Some(Answer::ok("application/json; charset=utf-8", text))
+            }
+            p if p == "/debug/pprof" || p.starts_with("/debug/pprof/") => {
+                Some(Answer::not_found(NO_PPROF))
+            }
+            _ => None,
+        };
+        Box::pin(async { answer })
     })
 }
 
@@ -152,12 +155,12 @@ mod tests {
         server.abort();
     }
 
-    #[test]
-    fn pprof_says_why_it_is_not_there() {
+    #[tokio::test]
+    async fn pprof_says_why_it_is_not_there() {
         let h = handler(facts("/nowhere".into()));
-        let answer = h("/debug/pprof/goroutine").unwrap();
+        let answer = h("/debug/pprof/goroutine").await.unwrap();
         assert_eq!(answer.status, 404);
         assert!(answer.text.contains("not a Go program"));
-        assert!(h("/debug/other").is_none());
+        assert!(h("/debug/other").await.is_none());
     }
 }

@@ -1,23 +1,27 @@
-//! The one layer around every gRPC call: a span, the log line of a failure, panics, and the counts of
-//! calls in flight and of calls handled.
+//! The one layer around every gRPC call: the caller's scope, the log line of a failure, panics, and the counts of
+//! calls in flight and of calls handled. A call lasts until its answer's last frame, or until it is dropped.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use corten_core::scope::NAMESPACE_HEADER;
+use bytes::Bytes;
+use corten_core::Scope;
+use corten_core::scope::{CALLER, NAMESPACE_HEADER};
 use futures::FutureExt as _;
+use futures::future::Either;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{debug, error};
 
-use super::calls::Calls;
+use super::calls::{Calls, Ticket};
 
 /// Calls that last as long as their client wants: the drain does not wait for them.
 const ENDLESS: [&str; 5] = [
@@ -132,11 +136,19 @@ where
             .to_owned();
         let guard = self.in_flight.enter(&path);
         let ticket = self.calls.start(&path);
+        let scope = Scope::of_headers(request.headers());
+        let request = match &ticket {
+            Some(ticket) => request.map(|body| ticket.receive(body)),
+            None => request,
+        };
         let begun = Instant::now();
         let answer = self.inner.call(request);
         Box::pin(async move {
+            let answer = match scope.clone() {
+                Some(scope) => Either::Left(CALLER.scope(scope, answer)),
+                None => Either::Right(answer),
+            };
             let outcome = AssertUnwindSafe(answer).catch_unwind().await;
-            drop(guard);
             let Ok(response) = outcome else {
                 // A bug of ours must not take the daemon and its other clients with it (CVE-2026-95839).
                 error!(method = %path, %namespace, "a call panicked");
@@ -150,10 +162,14 @@ where
             let Some(status) = Status::from_header_map(response.headers()) else {
                 debug!(method = %path, %namespace, took, "call");
                 // How it ends is in its trailers, after the last message.
-                return Ok(match ticket {
-                    Some(ticket) => response.map(|body| ticket.watch(body)),
-                    None => response,
-                });
+                return Ok(response.map(|body| {
+                    Body::new(Answer {
+                        inner: body,
+                        ticket,
+                        scope,
+                        _guard: guard,
+                    })
+                }));
             };
             if status.code() != Code::Ok {
                 debug!(method = %path, %namespace, code = ?status.code(), error = status.message(), took, "call failed");
@@ -163,6 +179,44 @@ where
             }
             Ok(response)
         })
+    }
+}
+
+/// The body of an answer, watched to its end.
+struct Answer {
+    inner: Body,
+    ticket: Option<Ticket>,
+    scope: Option<Scope>,
+    _guard: Guard,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let mut inner = Pin::new(&mut this.inner);
+        // A stream does its work while it is read.
+        let frame = ready!(match &this.scope {
+            Some(scope) => CALLER.sync_scope(scope.clone(), || inner.as_mut().poll_frame(cx)),
+            None => inner.poll_frame(cx),
+        });
+        if let Some(ticket) = &mut this.ticket {
+            ticket.answered(frame.as_ref());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -183,5 +237,33 @@ mod tests {
         drop(finite);
         idle.await.unwrap();
         drop(endless);
+    }
+
+    #[tokio::test]
+    async fn a_call_lasts_to_the_end_of_its_answer_and_its_stream_knows_the_caller() {
+        let f = InFlight::default();
+        let layer = CallLayer::new(f.clone(), Calls::default());
+        let caller = || CALLER.try_with(|s| s.namespace.to_string()).ok();
+        let mut service = layer.layer(tower::service_fn(
+            move |_: http::Request<Body>| async move {
+                assert_eq!(caller().as_deref(), Some("ns"));
+                let stream = futures::stream::poll_fn(move |_| {
+                    assert_eq!(caller().as_deref(), Some("ns"));
+                    Poll::Ready(None::<Result<Frame<Bytes>, Status>>)
+                });
+                let body = Body::new(http_body_util::StreamBody::new(stream));
+                Ok::<_, std::convert::Infallible>(http::Response::new(body))
+            },
+        ));
+        let request = http::Request::builder()
+            .uri("http://x/containerd.services.content.v1.Content/Read")
+            .header(NAMESPACE_HEADER, "ns")
+            .body(Body::empty())
+            .unwrap();
+        let response = service.call(request).await.unwrap();
+        assert_eq!(f.count(), 1);
+        let read = http_body_util::BodyExt::collect(response.into_body()).await;
+        assert!(read.unwrap().to_bytes().is_empty());
+        f.idle().await;
     }
 }

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::calls::{Calls, family};
+use corten_core::metrics::{Source, escape, family};
+use futures::future::join_all;
+
+use super::calls::Calls;
 use super::process::Process;
 use super::web::{Answer, Handler};
 use crate::cli::VERSION;
@@ -11,10 +14,19 @@ use crate::cli::VERSION;
 const PATH: &str = "/v1/metrics";
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
-/// Answers [`PATH`].
-pub(super) fn handler(calls: Calls) -> Handler {
+/// Answers [`PATH`] with the daemon's own figures and those of `sources`.
+pub(super) fn handler(calls: Calls, sources: Vec<Arc<dyn Source>>) -> Handler {
+    let shared = Arc::new((calls, sources));
     Arc::new(move |path| {
-        (path == PATH).then(|| Answer::ok(CONTENT_TYPE, text(&calls, &Process::now())))
+        let shared = (path == PATH).then(|| shared.clone());
+        Box::pin(async move {
+            let (calls, sources) = &*shared?;
+            let mut out = text(calls, &Process::now());
+            for figures in join_all(sources.iter().map(|s| s.collect())).await {
+                out.push_str(&figures);
+            }
+            Some(Answer::ok(CONTENT_TYPE, out))
+        })
     })
 }
 
@@ -83,20 +95,6 @@ fn text(calls: &Calls, process: &Process) -> String {
     out
 }
 
-/// A label's value between its quotes.
-fn escape(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    for c in value.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
-            '\n' => out.push_str("\\n"),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -134,14 +132,25 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with('\n'));
-        assert_eq!(escape("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+
+    struct Fixed;
+
+    #[async_trait::async_trait]
+    impl Source for Fixed {
+        async fn collect(&self) -> String {
+            "container_x 1\n".into()
+        }
     }
 
     #[tokio::test]
     async fn the_endpoint_serves_its_path_and_nothing_else() {
         let listener = web::Listener::Tcp(web::bind_tcp("127.0.0.1:0").await.unwrap());
         let address = listener.tcp_address().unwrap();
-        let server = tokio::spawn(web::serve(listener, handler(Calls::new(false))));
+        let server = tokio::spawn(web::serve(
+            listener,
+            handler(Calls::new(false), vec![Arc::new(Fixed)]),
+        ));
         let ask = |request: &'static str| async move {
             let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
@@ -157,6 +166,7 @@ mod tests {
             "{found}"
         );
         assert!(found.contains("\nprocess_open_fds "), "{found}");
+        assert!(found.ends_with("\ncontainer_x 1\n"), "{found}");
         let other = ask("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
         let posted = ask("POST /v1/metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;

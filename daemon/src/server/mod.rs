@@ -107,7 +107,11 @@ impl Servers {
             let listener = web::bind_tcp(&l.metrics.address)
                 .await
                 .context("serve metrics")?;
-            tasks.push(endpoint(Listener::Tcp(listener), metrics::handler(calls)));
+            let mut sources: Vec<_> = plugins.all::<kinds::TaskMonitor>();
+            sources.extend(plugins.all::<kinds::Metrics>());
+            let sources = sources.into_iter().map(|(_, source)| source).collect();
+            let handler = metrics::handler(calls, sources);
+            tasks.push(endpoint(Listener::Tcp(listener), handler));
             info!(address = %l.metrics.address, "serving metrics...");
         }
         if !l.debug.address.is_empty() {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 for the operator's endpoints: GET of a few paths, answered from memory.
+//! HTTP/1.1 for the operator's endpoints: GET of a few paths, answered in bounded time.
 //!
 //! They are for scrapers and humans, so few connections at a time are enough; more wait in the listener's backlog.
 
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -24,7 +25,7 @@ const CONNECTIONS: usize = 16;
 const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An answer to a path; `None` is 404.
-pub(super) type Handler = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+pub(super) type Handler = Arc<dyn Fn(&str) -> BoxFuture<'static, Option<Answer>> + Send + Sync>;
 
 /// What a path gives.
 #[derive(Debug)]
@@ -127,8 +128,8 @@ impl Answer {
 
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, handler: Handler) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let response = respond(&request, &handler);
-        async move { Ok::<_, std::convert::Infallible>(response) }
+        let handler = handler.clone();
+        async move { Ok::<_, std::convert::Infallible>(respond(&request, &handler).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -141,9 +142,10 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, handler: Handle
     }
 }
 
-fn respond(request: &Request<Incoming>, handler: &Handler) -> Response<Full<Bytes>> {
+async fn respond(request: &Request<Incoming>, handler: &Handler) -> Response<Full<Bytes>> {
     let answer = if matches!(*request.method(), Method::GET | Method::HEAD) {
-        handler(request.uri().path()).unwrap_or_else(|| Answer::not_found("404 page not found\n"))
+        let answer = handler(request.uri().path()).await;
+        answer.unwrap_or_else(|| Answer::not_found("404 page not found\n"))
     } else {
         Answer {
             status: StatusCode::METHOD_NOT_ALLOWED,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use corten_core::runtime::{Exit, Task};
-use corten_core::{Error, Kind, events};
+use corten_core::{Any, Error, Kind, Namespace, Result, events};
 use corten_protos::containerd::events::{TaskDelete, TaskExit};
 use tracing::{error, info, warn};
 
@@ -73,6 +73,38 @@ impl Inner {
         .ok()
     }
 
+    /// The same; what fails is tried again when somebody wants the id, and at the next boot.
+    pub(crate) async fn clean_up_or_later(&self, binary: &Path, bundle: &Bundle) -> Option<Exit> {
+        let exit = self.clean_up(binary, bundle).await;
+        if exit.is_none() {
+            let mut leftovers = self.manager.leftovers.lock();
+            leftovers.insert(bundle.path.clone(), binary.to_owned());
+        }
+        exit
+    }
+
+    /// Makes the folders of a new container or sandbox; what is left of an earlier one of that id is cleaned up first.
+    pub(crate) async fn make_bundle(
+        &self,
+        ns: &Namespace,
+        id: &str,
+        spec: Option<&Any>,
+    ) -> Result<Bundle> {
+        let create = || Bundle::create(&self.root, &self.state, ns, id, spec);
+        let taken = match create().await {
+            Err(e) if e.kind() == Kind::AlreadyExists => e,
+            other => return other,
+        };
+        let old = Bundle::load(&self.state, ns, id);
+        let Some(binary) = self.manager.leftovers.lock().remove(&old.path) else {
+            return Err(taken);
+        };
+        match self.clean_up_or_later(&binary, &old).await {
+            Some(_) => create().await,
+            None => Err(taken),
+        }
+    }
+
     /// Removes the socket of a shim that was killed: nobody else does. One that still serves others is kept.
     async fn remove_dead_socket(&self, bundle: &Bundle) {
         let Ok(answer) = bootstrap::load(bundle).await else {
@@ -103,7 +135,7 @@ impl Inner {
         }
         info!(container.id = %shim.bundle.id, "shim disconnected");
         let exit = self
-            .clean_up(&shim.binary, &shim.bundle)
+            .clean_up_or_later(&shim.binary, &shim.bundle)
             .await
             .unwrap_or_else(|| unknown_exit(shim.pid()));
         if self.remove(&shim) && shim.is_announced() {

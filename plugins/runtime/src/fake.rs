@@ -248,15 +248,20 @@ impl Fake {
         std::fs::write(&binary, script).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&binary, mode).unwrap();
+        fake.can_delete();
+        fake.answer(&fake.bootstrap("sock"));
+        fake
+    }
+
+    /// Makes `delete` of the binary succeed: without the file it fails.
+    pub(crate) fn can_delete(&self) {
         let deleted = v3::DeleteResponse {
             pid: 42,
             exit_status: 137,
             exited_at: None,
         }
         .encode_to_vec();
-        std::fs::write(fake.path("deleted"), deleted).unwrap();
-        fake.answer(&fake.bootstrap("sock"));
-        fake
+        std::fs::write(self.path("deleted"), deleted).unwrap();
     }
 
     /// What a shim of version 3 at socket `name` answers.

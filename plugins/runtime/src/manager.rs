@@ -44,6 +44,8 @@ type Shims = Mutex<HashMap<(Namespace, String), Arc<Shim>>>;
 #[derive(Debug)]
 pub struct Manager {
     pub(crate) shims: Shims,
+    /// Bundles whose dead shim's `delete` failed, with its binary: the id is taken until that works.
+    pub(crate) leftovers: Mutex<HashMap<PathBuf, PathBuf>>,
     pub(crate) discovery: Discovery,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) socket_dir: PathBuf,
@@ -98,6 +100,7 @@ impl Manager {
             .unwrap_or_default();
         Ok(Self {
             shims: Shims::default(),
+            leftovers: Mutex::default(),
             discovery: Discovery::new(std::env::current_dir().ok(), &path, &own_binary),
             env: config
                 .env
@@ -118,6 +121,7 @@ impl Manager {
     pub(crate) fn for_test(folder: &Path, timeouts: Timeouts) -> Self {
         Self {
             shims: Shims::default(),
+            leftovers: Mutex::default(),
             discovery: Discovery::new(None, &[folder.into()], Path::new("/none")),
             env: Vec::new(),
             socket_dir: folder.into(),

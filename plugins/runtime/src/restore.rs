@@ -132,10 +132,9 @@ async fn load(tasks: &TaskManager, bundle: &Bundle) -> Result<()> {
                 bundle.id
             ))),
         Err(e) => {
-            let exit = tasks.clean_up(&binary, bundle).await;
+            let exit = tasks.clean_up_or_later(&binary, bundle).await;
             let exit = exit.unwrap_or_else(|| unknown_exit(0));
             tasks.publish_end(bundle, exit).await;
-            // Here there is no record to retry with; a bundle that stays is tried again at the next boot.
             Err(e.context(format!("unable to load shim {:?}", bundle.id)))
         }
     }

@@ -95,7 +95,7 @@ impl Sandboxes {
             )));
         }
         let spec = sandbox.spec.as_ref();
-        let bundle = Bundle::create(&tasks.root, &tasks.state, ns, id, spec).await?;
+        let bundle = tasks.make_bundle(ns, id, spec).await?;
         let made = self.make_in(&bundle, sandbox, o, gone).await;
         if made.is_err()
             && let Err(error) = bundle.delete().await

@@ -296,7 +296,7 @@ impl TaskManager {
         o: CreateOptions,
         gone: &mut oneshot::Sender<Result<Arc<Shim>>>,
     ) -> Result<Arc<Shim>> {
-        let bundle = Bundle::create(&self.root, &self.state, ns, id, o.spec.as_ref()).await?;
+        let bundle = self.make_bundle(ns, id, o.spec.as_ref()).await?;
         let made = self.make_in(&bundle, o, gone).await;
         if made.is_err()
             && let Err(error) = bundle.delete().await

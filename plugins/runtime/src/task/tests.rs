@@ -297,6 +297,15 @@ async fn a_dead_shim_whose_delete_fails_is_told_of_with_255_and_its_bundle_kept(
         ["/tasks/exit ns/c 255", "/tasks/delete ns/c 255"]
     );
     assert!(fake.bundle("c").exists());
+    // Whoever wants the id makes the daemon try again, until it works.
+    let taken = tasks.create(&ns(), "c", options()).await.err().unwrap();
+    assert_eq!(taken.kind(), Kind::AlreadyExists);
+    assert_eq!(fake.ran("delete"), 2);
+    fake.can_delete();
+    std::fs::remove_file(fake.path("sock")).unwrap();
+    let _server = fake.serve().await;
+    let again = tasks.create(&ns(), "c", options()).await.unwrap();
+    assert_eq!((again.pid(), fake.ran("delete")), (42, 3));
 }
 
 #[tokio::test]

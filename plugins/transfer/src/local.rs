@@ -30,6 +30,7 @@ use crate::platform::{Matcher, Platform};
 use crate::progress::{Tracker, say, say_of};
 use crate::pull::Pull;
 use crate::push::Push;
+use crate::registry::debug::Debug;
 use crate::registry::{Credential, Credentials, Registry, RegistryOptions};
 use crate::store::{Store, rfc3339_in, target_of};
 use crate::unpack::{UnpackTarget, Unpacker};
@@ -330,9 +331,20 @@ impl Local {
                     stream: tokio::sync::Mutex::new(stream),
                 }));
             }
-            if resolver.http_debug != 0 {
-                tracing::warn!("HTTP debugging of transfers is not available");
-            }
+            let stream = match (resolver.http_debug, resolver.logs_stream.as_str()) {
+                (0, _) | (_, "") => None,
+                (_, id) => Some(
+                    self.stream(scope, id)
+                        .context("failed to get stream for HTTP debug logs")?,
+                ),
+            };
+            use api::HttpDebug::{Both, Debug as Dump, Trace};
+            options.debug = match api::HttpDebug::try_from(resolver.http_debug) {
+                Ok(Dump) => Some(Arc::new(Debug::new(true, false, stream))),
+                Ok(Trace) => Some(Arc::new(Debug::new(false, true, stream))),
+                Ok(Both) => Some(Arc::new(Debug::new(true, true, stream))),
+                _ => None,
+            };
         }
         Ok(Arc::new(Registry::open(&end.reference, options).await?))
     }

@@ -354,7 +354,7 @@ impl Bearer {
             )
             .header(USER_AGENT, USER_AGENT_VALUE)
             .body(body);
-        self.answer(request, reqwest::Method::POST).await
+        self.answer(endpoint, request, reqwest::Method::POST).await
     }
 
     async fn get(&self, endpoint: &Endpoint, scopes: &[&str]) -> Result<Token, TokenError> {
@@ -379,11 +379,12 @@ impl Bearer {
             let value = secret_value(&format!("Basic {basic}")).map_err(TokenError::Other)?;
             request = request.header(AUTHORIZATION, value);
         }
-        self.answer(request, reqwest::Method::GET).await
+        self.answer(endpoint, request, reqwest::Method::GET).await
     }
 
     async fn answer(
         &self,
+        endpoint: &Endpoint,
         request: reqwest::RequestBuilder,
         method: reqwest::Method,
     ) -> Result<Token, TokenError> {
@@ -399,7 +400,7 @@ impl Bearer {
                 &format!("{host}:{port}"),
             ))
         };
-        let mut response = request.send().await.map_err(|e| other(&e))?;
+        let mut response = endpoint.execute(request).await.map_err(|e| other(&e))?;
         let status = response.status();
         if !status.is_success() {
             let error = super::request::unexpected_status(&method, shown.as_str(), status, &[]);

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! hosts (where) -> tls (client) -> request (one call: auth, redirects, retries) -> Registry (resolve, fetch) + push
+//!                                     +-> debug (who wants to see it)
 //! ```
 
 pub mod auth;
+pub mod debug;
 pub mod hosts;
 mod push;
 mod request;
@@ -49,6 +51,8 @@ pub struct RegistryOptions {
     /// Headers of every API request.
     pub headers: BTreeMap<String, String>,
     pub credentials: Option<Arc<dyn Credentials>>,
+    /// Where to show what is asked and answered.
+    pub debug: Option<Arc<debug::Debug>>,
 }
 
 impl std::fmt::Debug for RegistryOptions {
@@ -97,7 +101,13 @@ impl Registry {
             let authorizer = Arc::new(Authorizer::new(options.credentials));
             hosts::load(&host, &options.host_roots, &options.default_scheme)?
                 .iter()
-                .map(|h| Ok(Arc::new(Endpoint::new(h, authorizer.clone())?)))
+                .map(|h| {
+                    Ok(Arc::new(Endpoint::new(
+                        h,
+                        authorizer.clone(),
+                        options.debug.clone(),
+                    )?))
+                })
                 .collect()
         };
         let endpoints = tokio::task::spawn_blocking(load)

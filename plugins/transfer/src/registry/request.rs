@@ -10,9 +10,10 @@ use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION,
     PROXY_AUTHORIZATION, RANGE, RETRY_AFTER, USER_AGENT,
 };
-use reqwest::{Body, Client, Method, Response, StatusCode, Url};
+use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth::Authorizer;
+use super::debug::Debug;
 use super::hosts::{Capabilities, Host};
 use super::{USER_AGENT_VALUE, tls};
 
@@ -36,6 +37,7 @@ pub(super) struct Endpoint {
     // Knows no client certificate: for other hosts.
     others: Client,
     authorizer: Option<Arc<Authorizer>>,
+    debug: Option<Arc<Debug>>,
     // Configured as plain HTTP but with TLS settings: HTTPS is tried first, this says that it was in vain.
     may_fall_back: bool,
     plain: AtomicBool,
@@ -70,7 +72,11 @@ impl Endpoint {
     ///
     /// # Errors
     /// Certificates that cannot be loaded.
-    pub(super) fn new(host: &Host, authorizer: Arc<Authorizer>) -> Result<Self> {
+    pub(super) fn new(
+        host: &Host,
+        authorizer: Arc<Authorizer>,
+        debug: Option<Arc<Debug>>,
+    ) -> Result<Self> {
         let port = super::hosts::split_port(&host.host).1;
         let may_fall_back = host.scheme == "http" && host.has_tls() && port != Some("80");
         let scheme = if may_fall_back {
@@ -95,6 +101,7 @@ impl Endpoint {
             client,
             others,
             authorizer: Some(authorizer),
+            debug,
             may_fall_back,
             plain: AtomicBool::new(false),
         })
@@ -111,6 +118,7 @@ impl Endpoint {
             client: self.client_for(url).clone(),
             others: self.others.clone(),
             authorizer: None,
+            debug: self.debug.clone(),
             may_fall_back: false,
             plain: AtomicBool::new(false),
         }
@@ -153,6 +161,20 @@ impl Endpoint {
         }
     }
 
+    /// Sends a request made with one of the clients, and shows it to whom it may concern.
+    pub(super) async fn execute(&self, request: RequestBuilder) -> reqwest::Result<Response> {
+        let (client, request) = request.build_split();
+        let request = request?;
+        if let Some(debug) = &self.debug {
+            debug.request(&request).await;
+        }
+        let response = client.execute(request).await?;
+        if let Some(debug) = &self.debug {
+            debug.response(&response).await;
+        }
+        Ok(response)
+    }
+
     /// The headers of the file, for its own host only.
     pub(super) fn headers_for(&self, url: &Url) -> HeaderMap {
         if self.trusts(url) {
@@ -174,7 +196,7 @@ impl Endpoint {
     }
 }
 
-fn authority(url: &Url) -> String {
+pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port()
         .map_or_else(|| host.to_owned(), |p| format!("{host}:{p}"))
@@ -397,7 +419,7 @@ impl Request {
             let body = body().await.map_err(|e| (None, e))?;
             request = request.header("content-length", *length).body(body);
         }
-        request.send().await.map_err(|e| {
+        self.endpoint.execute(request).await.map_err(|e| {
             let address = if home {
                 self.endpoint.address()
             } else {

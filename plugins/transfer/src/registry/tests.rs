@@ -414,6 +414,35 @@ async fn a_token_server_elsewhere_sees_nothing_of_the_hosts_file() {
 }
 
 #[tokio::test]
+async fn a_client_may_see_what_is_asked_and_answered() {
+    let (host, _) = serve(|_, _| manifest_reply(b"{}")).await;
+    let (ours, theirs) = crate::streaming::pipe::pipe();
+    let registry = open(&host, |o| {
+        o.headers.insert("x-secret".into(), "hunter2".into());
+        o.debug = Some(Arc::new(super::debug::Debug::new(true, false, Some(ours))));
+    })
+    .await;
+    let mut shown = crate::bytestream::ByteReader::new(theirs);
+    let read = async {
+        let mut text = String::new();
+        while !text.contains("docker-content-digest") {
+            let piece = shown.next().await.unwrap().unwrap();
+            text.push_str(&String::from_utf8_lossy(&piece));
+        }
+        text
+    };
+    let (resolved, text) = tokio::join!(registry.resolve(), read);
+    resolved.unwrap();
+    let start = format!("HEAD /v2/lib/app/manifests/v1 HTTP/1.1\r\nHost: {host}\r\n");
+    assert!(text.starts_with(&start), "{text}");
+    assert!(text.contains("\r\n\r\nHTTP/1.1 200 OK\r\n"), "{text}");
+    assert!(
+        text.contains("x-secret: REDACTED") && !text.contains("hunter2"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
 async fn mirrors_come_first_and_the_server_is_the_fallback() {
     let (mirror, asked) = serve(|_, _| reply(404, "")).await;
     let (host, _) = serve(|_, _| manifest_reply(b"{}")).await;

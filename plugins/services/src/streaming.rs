@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use corten_core::service::GrpcService;
@@ -24,6 +25,8 @@ use crate::{Answer, Streamed, facade};
 
 /// Messages on their way to a client that does not read; more wait in `send`.
 const AHEAD: usize = 16;
+/// How long a stream that is closed waits for its last messages to be taken.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Service {
@@ -58,7 +61,11 @@ impl Stream for Call {
     }
 
     async fn close(&self) {
-        self.outgoing.lock().take();
+        let Some(outgoing) = self.outgoing.lock().take() else {
+            return;
+        };
+        // All room is there when all was taken: what follows on another call of this client comes after it.
+        let _ = tokio::time::timeout(LAST_WORDS, outgoing.reserve_many(AHEAD)).await;
     }
 }
 

@@ -7,7 +7,7 @@
 //! let init   = plan_init(&spec, InitParams { .. })?;          // warnings to log
 //! let mut p  = corten_launch::spawn(&init.plan)?;             // status_fd -> Rendezvous(HOOKS)? -> Ready
 //! //   at Rendezvous(HOOKS): netdev::attach, hooks prestart, createRuntime, createContainer, then p.proceed()
-//! //   at Listener: listener::hand_over(p.take_listener()), then p.proceed()
+//! //   at Listener: Agent::hand_over(p.take_listener()), then p.proceed()
 //! //   start: hooks startContainer, p.open_gate() -> Running; then hooks poststart
 //! //   exec:  plan_exec(&spec, &process, ExecParams { .. }) -> spawn -> Ready -> open_gate
 //! //   exit:  pidfd readable -> corten_launch::reap; cgroup.kill() for a shared pid namespace
@@ -23,7 +23,7 @@ mod error;
 mod holder;
 pub mod hooks;
 mod init;
-pub mod listener;
+mod listener;
 mod mounts;
 mod namespaces;
 pub mod netdev;
@@ -39,6 +39,7 @@ pub use error::{Error, Kind, Result};
 pub use holder::plan_holder;
 pub use hooks::{HookRun, Place, State};
 pub use init::{ExecParams, HOOKS, InitParams, InitPlan, Stdio, plan_exec, plan_init};
+pub use listener::Agent;
 pub use mounts::known_options;
 pub use rdt::Rdt;
 pub use spec::{Process, Resources, Spec};

@@ -23,42 +23,58 @@ struct ProcessState<'a> {
     state: &'a State<'a>,
 }
 
-/// Gives the listener of process `pid` to the agent the spec names. Never waits: an agent that does not take the
-/// message at once fails the start.
-pub fn hand_over(spec: &Spec, listener: BorrowedFd<'_>, pid: i32, state: &State<'_>) -> Result<()> {
-    let profile = spec.linux.seccomp.as_ref();
-    let profile = profile.ok_or_else(|| Error::invalid("a listener without a seccomp profile"))?;
-    let path = &profile.listener_path;
-    let fail = |e: rustix::io::Errno| {
-        Error::system(format!("send the seccomp listener to agent {path}"), e)
-    };
-    let message = serde_json::to_vec(&ProcessState {
-        oci_version: &spec.oci_version,
-        fds: ["seccompFd"],
-        pid,
-        metadata: &profile.listener_metadata,
-        state,
-    })
-    .map_err(|e| Error::invalid(format!("seccomp listener: state: {e}")))?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(fail)?;
-    let address = SocketAddrUnix::new(path.as_str()).map_err(fail)?;
-    connect(&socket, &address).map_err(fail)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [listener];
-    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(fail(rustix::io::Errno::NOBUFS));
+/// Who is to get a listener, and what is said of the process it belongs to.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    path: String,
+    message: Vec<u8>,
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// The agent of a container's processes, told of process `pid`; `None` when no filter of theirs notifies.
+    pub fn of(spec: &Spec, pid: i32, state: &State<'_>) -> Result<Option<Self>> {
+        let profile = spec.linux.seccomp.as_ref();
+        let Some(profile) = profile.filter(|p| !p.listener_path.is_empty()) else {
+            return Ok(None);
+        };
+        let message = serde_json::to_vec(&ProcessState {
+            oci_version: &spec.oci_version,
+            fds: ["seccompFd"],
+            pid,
+            metadata: &profile.listener_metadata,
+            state,
+        })
+        .map_err(|e| Error::invalid(format!("seccomp listener: state: {e}")))?;
+        let path = profile.listener_path.clone();
+        Ok(Some(Self { path, message }))
     }
-    let sent = sendmsg(
-        &socket,
-        &[IoSlice::new(&message)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
-    .map_err(fail)?;
-    if sent < message.len() {
-        return Err(fail(rustix::io::Errno::AGAIN));
+
+    /// Gives the listener away. Never waits: an agent that does not take the message at once fails the start.
+    pub fn hand_over(&self, listener: BorrowedFd<'_>) -> Result<()> {
+        let fail = |e: rustix::io::Errno| {
+            Error::system(
+                format!("send the seccomp listener to agent {}", self.path),
+                e,
+            )
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(fail)?;
+        let address = SocketAddrUnix::new(self.path.as_str()).map_err(fail)?;
+        connect(&socket, &address).map_err(fail)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [listener];
+        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(fail(rustix::io::Errno::NOBUFS));
+        }
+        let bytes = [IoSlice::new(&self.message)];
+        let sent = sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL).map_err(fail)?;
+        if sent < self.message.len() {
+            return Err(fail(rustix::io::Errno::AGAIN));
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -223,7 +223,9 @@ impl Container {
             annotations: &self.spec.annotations,
         };
         let fd = p.take_listener().expect("a listener");
-        corten_oci::listener::hand_over(&self.spec, fd.as_fd(), p.pid(), &state).expect("given");
+        let agent = corten_oci::Agent::of(&self.spec, p.pid(), &state).expect("valid");
+        let agent = agent.expect("an agent");
+        agent.hand_over(fd.as_fd()).expect("given");
         p.proceed().expect("proceed");
     }
 

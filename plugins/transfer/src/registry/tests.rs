@@ -1,6 +1,7 @@
 //! The registry client and the fetcher against a registry that misbehaves on demand.
 
 mod server;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ const SERVICES: &[&str] = &[
     "containerd.services.streaming.v1.Streaming",
     "containerd.task.v2.Task",
     "containerd.task.v3.Task",
+    "corten.pod.v1.Pod",
 ];
 
 /// The package whose messages and stubs are those of another one: proto path, package, Rust path of the other.

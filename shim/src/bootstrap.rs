@@ -26,6 +26,7 @@ use prost::Message;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
+use crate::bundle;
 use crate::error::{Context, Error, Result};
 use crate::flags::Flags;
 use crate::options::Options;
@@ -75,6 +76,8 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
     request.options.check()?;
 
     let bundle = std::env::current_dir().context("find the bundle")?;
+    // CreateSandbox brings none of its own; the Create of a task does, and writes them again.
+    bundle::write_options(&bundle, &request.options)?;
     let group = group(&bundle, &flags.id)?;
     let path = socket::path(
         &request.socket_dir,
@@ -116,7 +119,7 @@ fn answer(dialect: Dialect, address: &str) -> Vec<u8> {
 }
 
 /// The group's name: from the spec's annotations, or the id itself. A sandbox without a spec has no config.json.
-fn group(bundle: &Path, id: &str) -> Result<String> {
+pub(crate) fn group(bundle: &Path, id: &str) -> Result<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Annotated {

@@ -2,7 +2,7 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `config.json` | the daemon's; read again for each exec, so that the spec needs no memory in between |
+//! | `config.json` | the daemon's; read again for each exec, so that the spec needs no memory in between. Of a sandbox: ours |
 //! | `init.pid`, `<exec>.pid` | decimal pid |
 //! | `exit.json` | Go JSON `{"Timestamp","Pid","Status"}` of init, 0600, atomic |
 //! | `options.json`, `runtime` | the runtime options; the runtime binary's name, always empty |
@@ -47,6 +47,20 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
     let text =
         fs::read(bundle.join(CONFIG)).context(format!("read {}", bundle.join(CONFIG).display()))?;
     Ok(Spec::parse(&text)?)
+}
+
+/// The document as it is; a sandbox may have none.
+pub(crate) fn read_config(bundle: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(bundle.join(CONFIG)) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).context(format!("read {}", bundle.join(CONFIG).display())),
+    }
+}
+
+/// The document of a sandbox, which the daemon does not write.
+pub(crate) fn write_config(bundle: &Path, text: &[u8]) -> Result<()> {
+    replace(&bundle.join(CONFIG), text).context("write config.json")
 }
 
 pub(crate) fn write_options(bundle: &Path, options: &Options) -> Result<()> {

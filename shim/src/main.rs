@@ -27,6 +27,7 @@ mod options;
 mod readiness;
 mod reaper;
 mod rootfs;
+mod sandbox;
 mod server;
 mod service;
 mod socket;

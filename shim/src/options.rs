@@ -5,7 +5,7 @@
 
 use corten_protos::any;
 use corten_protos::containerd::runc::v1::Options as Runc;
-use corten_protos::google::protobuf::Any;
+use corten_protos::google::protobuf::{Any, Empty};
 use corten_protos::runtimeoptions::v1::Options as Generic;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,10 @@ impl Options {
         if any::is::<Runc>(options) {
             let runc: Runc = any::unpack(options).map_err(|e| Error::invalid(e.to_string()))?;
             return Ok(Self::from(runc));
+        }
+        // What containerd's client sends for a sandbox without options.
+        if any::is::<Empty>(options) {
+            return Ok(Self::default());
         }
         Err(Error::invalid(format!(
             "unsupported runtime options of type {:?}",

@@ -3,14 +3,13 @@
 //! mount(2) takes one page of options, which an overlay of many layers exceeds. Then the paths are made relative to
 //! their common parent, and this process, being one thread, stands there for the length of the call.
 
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use corten_protos::containerd::types::Mount;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
@@ -56,7 +55,8 @@ pub(crate) fn unmount(rootfs: &Path) -> io::Result<()> {
 
 fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     let parsed = Parsed::from_options(&one.options)?;
-    let target = target(rootfs, &one.target)?;
+    let place = Place::find(rootfs, &one.target)?;
+    let target = place.path();
     let what = || {
         format!(
             "mount source: {:?}, target: {:?}, fstype: {}",
@@ -72,7 +72,8 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
         .context(what())?;
         // A bind takes its flags in a second step only.
         if !parsed.flags.is_empty() {
-            mount_remount(&target, MountFlags::BIND | parsed.flags, "").context(what())?;
+            let mounted = Place::find(rootfs, &one.target)?;
+            mount_remount(mounted.path(), MountFlags::BIND | parsed.flags, "").context(what())?;
         }
     } else if one.r#type.starts_with("fuse") {
         return Err(Error::unimplemented(format!(
@@ -88,7 +89,10 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
         }
     }
     match parsed.propagation {
-        Some(flags) => mount_change(&target, flags).context(what()),
+        Some(flags) => {
+            let mounted = Place::find(rootfs, &one.target)?;
+            mount_change(mounted.path(), flags).context(what())
+        }
         None => Ok(()),
     }
 }
@@ -155,29 +159,47 @@ fn common_parent(paths: &[&str]) -> Option<PathBuf> {
     common.is_absolute().then_some(common)
 }
 
-/// The place of a mount: the rootfs, or a directory inside it, resolved without leaving it.
-fn target(rootfs: &Path, inside: &str) -> Result<PathBuf> {
-    let inside = inside.trim_matches('/');
-    if inside.is_empty() {
-        return Ok(rootfs.to_owned());
+/// The place of a mount: the rootfs, or something inside it.
+#[derive(Debug)]
+enum Place {
+    Rootfs(PathBuf),
+    /// By its handle: names inside may be changed by others at any time.
+    Inside(OwnedFd),
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Resolves what is mounted last at `inside`, without leaving the rootfs.
+    fn find(rootfs: &Path, inside: &str) -> Result<Self> {
+        let inside = inside.trim_matches('/');
+        if inside.is_empty() {
+            return Ok(Self::Rootfs(rootfs.to_owned()));
+        }
+        let root = rustix::fs::open(
+            rootfs,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context(format!("open {}", rootfs.display()))?;
+        let place = rustix::fs::openat2(
+            &root,
+            inside,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        );
+        let place = place.context(format!("open mount target {inside:?}"))?;
+        Ok(Self::Inside(place))
     }
-    let root = rustix::fs::open(
-        rootfs,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .context(format!("open {}", rootfs.display()))?;
-    let place = rustix::fs::openat2(
-        &root,
-        inside,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )
-    .context(format!("open mount target {inside:?}"))?;
-    let link = format!("/proc/self/fd/{}", place.as_raw_fd());
-    let path = rustix::fs::readlinkat(CWD, link, Vec::new()).context("find mount target")?;
-    Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
+
+    /// A path for mount(2) that leads to the handle and nowhere else.
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Rootfs(path) => path.clone(),
+            Self::Inside(place) => PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd())),
+        }
+    }
 }
 
 // === impl Parsed ===
@@ -291,6 +313,41 @@ mod tests {
             "the last one wins"
         );
         assert!(parse(&["loop"]).is_err() && parse(&["uidmap=0:1:1"]).is_err());
+    }
+
+    #[test]
+    fn mounts_inside_cannot_be_led_out() {
+        let dir = std::env::temp_dir().join(format!("corten-rootfs-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("root/data")).unwrap();
+        std::fs::create_dir_all(dir.join("data")).unwrap();
+        std::os::unix::fs::symlink("../../data", dir.join("root/out")).unwrap();
+        let mount = |target: &str, options: &[&str]| Mount {
+            r#type: "tmpfs".into(),
+            source: "tmpfs".into(),
+            target: target.into(),
+            options: options.iter().map(|o| (*o).to_owned()).collect(),
+        };
+        let bind = Mount {
+            r#type: "bind".into(),
+            source: "/proc".into(),
+            ..mount("/data", &["bind", "ro"])
+        };
+        let root = dir.join("root");
+        let mounted = mount_all(&[mount("/out", &["rprivate"]), bind], &root);
+        let inside = |name: &str| root.join(name).exists();
+        match mounted {
+            Err(e) => println!("skipped: {e} (needs root)"),
+            // The link leads to root/data: IN_ROOT keeps it inside.
+            Ok(()) => {
+                assert!(inside("data/version") && !dir.join("data/version").exists());
+                assert!(
+                    std::fs::write(root.join("data/x"), "").is_err(),
+                    "read-only"
+                );
+            }
+        }
+        let _ = unmount(&root.join("data"));
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -32,8 +32,10 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) enum Input {
     Fifo(Source, OwnedFd),
-    /// A plain file is handed to the process as it is.
+    /// A plain file: copied, because a process could open what it is given again, for writing.
     File(OwnedFd),
+    /// Handed to the process as it is: /dev/null and its like, which its devices cgroup judges.
+    Device(OwnedFd),
 }
 
 /// Opens a fifo, or whatever else the path names, for output.
@@ -62,17 +64,39 @@ pub(super) fn open_input(uri: &str) -> Result<Input> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let read = rustix::fs::open(path, flags, Mode::empty()).context(what())?;
     let kind = kind(&read)?;
-    if kind == FileType::Directory {
-        // In a container it would be a way out.
-        return Err(Error::invalid(format!("stdin {path:?} is a directory")));
-    }
-    if kind != FileType::Fifo {
-        rustix::fs::fcntl_setfl(&read, OFlags::empty()).context(what())?;
-        return Ok(Input::File(read));
+    match kind {
+        FileType::Fifo => {}
+        FileType::RegularFile => return Ok(Input::File(read)),
+        FileType::CharacterDevice => {
+            rustix::fs::fcntl_setfl(&read, OFlags::empty()).context(what())?;
+            return Ok(Input::Device(read));
+        }
+        // A directory would be a way out of the container.
+        _ => {
+            return Err(Error::invalid(format!(
+                "stdin {path:?} is neither fifo, file nor character device"
+            )));
+        }
     }
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let keeper = rustix::fs::open(path, flags, Mode::empty()).context(what())?;
     Ok(Input::Fifo(End::readable(read)?, keeper))
+}
+
+/// Opens a fifo whose reader is there already; when that one goes, writing fails.
+pub(super) fn open_reader(uri: &str) -> Result<Sink> {
+    let path = strip(uri);
+    let what = || format!("open fifo {path:?}");
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let write = rustix::fs::open(path, flags, Mode::empty());
+    if matches!(write, Err(rustix::io::Errno::NXIO)) {
+        return Err(Error::precondition(format!("{}: nobody reads", what())));
+    }
+    let write = write.context(what())?;
+    if kind(&write)? != FileType::Fifo {
+        return Err(Error::invalid(format!("{}: not a fifo", what())));
+    }
+    Sink::stream(write)
 }
 
 /// Keeps a fifo that nobody has read yet until a client opens it, within limits. Then the client has it, whatever we

@@ -6,13 +6,17 @@
 //! | path, `fifo://` | pipe (pty with a terminal) | to the fifo; stdin from its fifo |
 //! | `file://` | pipe | to the end of the file, stderr too |
 //! | `binary://`, `binary-v2://` | the logger's own pipes | – (with a terminal: pty to the logger's stdout) |
+//! | `cri-log://` | pipes | to a log in the CRI's format, stderr too, and to whoever is attached (`crilog`) |
+//! | `ttrpc+unix://..?streaming_id=` | pipe | to a stream that the client opened on our socket (`remote`) |
 //!
 //! Copying is splice(2) on this one thread (`pump`). The container never gets a fifo of the client's: it may open its
 //! /dev/stdout again, which must be a pipe owned by `io_uid:io_gid`, and a client must not be able to fill it from outside.
 
+mod crilog;
 mod fifo;
 mod logger;
 mod pump;
+mod remote;
 
 use std::cell::{OnceCell, RefCell};
 use std::os::fd::OwnedFd;
@@ -23,16 +27,18 @@ use corten_oci::Stdio as ChildStdio;
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::error::{Context, Error, Result};
 use crate::log;
 use crate::task::Shim;
-use fifo::Source;
+pub(crate) use crilog::CriLog;
 pub(crate) use fifo::settle;
 use logger::Logger;
 use pump::{End, Sink};
+use remote::Remote;
+pub(crate) use remote::{Stream, Streams};
 
 /// How long Delete waits for output that a dead process' children may still hold open.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -55,6 +61,9 @@ pub(crate) struct Io {
     /// Our own write end of the stdin fifo: without it a client that detaches would mean EOF.
     keeper: RefCell<Option<OwnedFd>>,
     input: RefCell<Option<AbortHandle>>,
+    /// Told by CloseIO to input that does not come from a fifo.
+    closing: Rc<Notify>,
+    log: OnceCell<Rc<CriLog>>,
     outputs: RefCell<Vec<Output>>,
     logger: RefCell<Option<Logger>>,
 }
@@ -68,16 +77,29 @@ struct Output {
 
 #[derive(Debug)]
 struct Tty {
-    stdin: Option<Source>,
+    stdin: Option<Feed>,
     stdout: Option<Sink>,
+}
+
+/// Where input comes from, when we copy it.
+#[derive(Debug)]
+enum Feed {
+    Fifo(End),
+    File(OwnedFd),
+    Remote(Rc<Streams>, String),
 }
 
 /// Where output goes, by the URI's scheme.
 #[derive(Debug, PartialEq, Eq)]
 enum Target<'a> {
+    /// A fifo, or a client's stream, of each output's own.
     Fifo,
     File(String),
-    Binary { uri: &'a str, handshake: bool },
+    Binary {
+        uri: &'a str,
+        handshake: bool,
+    },
+    Log(crilog::Config),
 }
 
 /// Opens everything a request names. Gives what the child gets, and what stays here.
@@ -95,6 +117,22 @@ pub(crate) async fn open(
             io.close().await;
             Err(e)
         }
+    }
+}
+
+/// Where one output goes that has a URI of its own.
+fn open_output(shim: &Shim, uri: &str) -> Result<Sink> {
+    match remote::streaming_id(uri)? {
+        Some(id) => Ok(Sink::Remote(Rc::new(Remote::new(&shim.streams, id, true)))),
+        None => fifo::open_output(uri),
+    }
+}
+
+/// Where a further reader of a log wants its copy.
+pub(crate) fn open_reader(shim: &Shim, uri: &str) -> Result<Sink> {
+    match remote::streaming_id(uri)? {
+        Some(id) => Ok(Sink::Remote(Rc::new(Remote::new(&shim.streams, id, false)))),
+        None => fifo::open_reader(uri),
     }
 }
 
@@ -122,6 +160,8 @@ impl<'a> Target<'a> {
         };
         match scheme {
             "fifo" => Ok(Self::Fifo),
+            _ if remote::streaming_id(stdout)?.is_some() => Ok(Self::Fifo),
+            "cri-log" => crilog::Config::parse(rest).map(Self::Log),
             "file" => Ok(Self::File(logger::unescape(rest)?)),
             "binary" | "binary-v2" => Ok(Self::Binary {
                 uri: rest,
@@ -161,42 +201,62 @@ impl Io {
                 let (logger, pipes) = Logger::start(shim, id, uri, handshake).await?;
                 *self.logger.borrow_mut() = Some(logger);
                 if stdio.terminal {
-                    self.open_tty(stdio, Some(Sink::stream(pipes.stdout)?))?;
+                    self.open_tty(shim, stdio, Some(Sink::stream(pipes.stdout)?))?;
                     terminal(size)
                 } else {
-                    ChildStdio::Fds(self.open_stdin(stdio, owner)?, pipes.stdout, pipes.stderr)
+                    let stdin = self.open_stdin(shim, stdio, owner)?;
+                    ChildStdio::Fds(stdin, pipes.stdout, pipes.stderr)
                 }
             }
             Target::File(path) => {
                 let sink = Sink::file(&path)?;
-                if stdio.terminal {
-                    self.open_tty(stdio, Some(sink))?;
-                    terminal(size)
-                } else {
-                    let stdin = self.open_stdin(stdio, owner)?;
-                    let stdout = self.pump_from_pipe(sink.clone(), owner)?;
-                    ChildStdio::Fds(stdin, stdout, self.pump_from_pipe(sink, owner)?)
-                }
+                self.open_both(shim, stdio, owner, size, [sink.clone(), sink])?
+            }
+            Target::Log(config) => {
+                let log = CriLog::open(config)?;
+                let sinks = [0, 1].map(|stream| Sink::Log(log.sink(stream)));
+                // A fresh cell takes its first value.
+                let _ = self.log.set(log);
+                self.open_both(shim, stdio, owner, size, sinks)?
             }
             Target::Fifo if stdio.terminal => {
                 let sink = match stdio.stdout.as_str() {
                     "" => None,
-                    path => Some(fifo::open_output(path)?),
+                    path => Some(open_output(shim, path)?),
                 };
-                self.open_tty(stdio, sink)?;
+                self.open_tty(shim, stdio, sink)?;
                 terminal(size)
             }
-            Target::Fifo => self.open_pipes(stdio, owner)?,
+            Target::Fifo => self.open_pipes(shim, stdio, owner)?,
         })
     }
 
-    fn open_pipes(&self, stdio: &Stdio, owner: (u32, u32)) -> Result<ChildStdio> {
-        let stdin = self.open_stdin(stdio, owner)?;
+    /// Sinks that both outputs of a process have by one URI; a terminal has the first.
+    fn open_both(
+        &self,
+        shim: &Shim,
+        stdio: &Stdio,
+        owner: (u32, u32),
+        size: &(u16, u16),
+        [stdout, stderr]: [Sink; 2],
+    ) -> Result<ChildStdio> {
+        if stdio.terminal {
+            self.open_tty(shim, stdio, Some(stdout))?;
+            return Ok(terminal(size));
+        }
+        let stdin = self.open_stdin(shim, stdio, owner)?;
+        let stdout = self.pump_from_pipe(stdout, owner)?;
+        let stderr = self.pump_from_pipe(stderr, owner)?;
+        Ok(ChildStdio::Fds(stdin, stdout, stderr))
+    }
+
+    fn open_pipes(&self, shim: &Shim, stdio: &Stdio, owner: (u32, u32)) -> Result<ChildStdio> {
+        let stdin = self.open_stdin(shim, stdio, owner)?;
         let mut first = None;
         let stdout = match stdio.stdout.as_str() {
             "" => dev_null()?,
             path => {
-                let sink = first.insert(fifo::open_output(path)?).clone();
+                let sink = first.insert(open_output(shim, path)?).clone();
                 self.pump_from_pipe(sink, owner)?
             }
         };
@@ -204,32 +264,53 @@ impl Io {
             ("", _) => dev_null()?,
             // One description, so that neither stream overtakes the other's writes.
             (path, Some(sink)) if path == stdio.stdout => self.pump_from_pipe(sink, owner)?,
-            (path, _) => self.pump_from_pipe(fifo::open_output(path)?, owner)?,
+            (path, _) => self.pump_from_pipe(open_output(shim, path)?, owner)?,
         };
         Ok(ChildStdio::Fds(stdin, stdout, stderr))
     }
 
-    /// The child's stdin: a pipe fed from the fifo, or /dev/null.
-    fn open_stdin(&self, stdio: &Stdio, owner: (u32, u32)) -> Result<OwnedFd> {
+    /// The child's stdin: a pipe that we feed, or a device.
+    fn open_stdin(&self, shim: &Shim, stdio: &Stdio, owner: (u32, u32)) -> Result<OwnedFd> {
         if stdio.stdin.is_empty() {
             return dev_null();
         }
-        let source = match fifo::open_input(&stdio.stdin)? {
-            fifo::Input::Fifo(source, keeper) => {
-                *self.keeper.borrow_mut() = Some(keeper);
-                source
-            }
-            fifo::Input::File(file) => return Ok(file),
+        let feed = match self.open_feed(shim, &stdio.stdin)? {
+            Ok(feed) => feed,
+            Err(device) => return Ok(device),
         };
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("create stdin pipe")?;
         own(&read, owner)?;
-        let sink = Sink::stream(write)?;
+        self.start_input(feed, Sink::stream(write)?);
+        Ok(read)
+    }
+
+    /// Opens what stdin names; `Err` is a device that nobody needs to copy from.
+    fn open_feed(&self, shim: &Shim, uri: &str) -> Result<std::result::Result<Feed, OwnedFd>> {
+        if let Some(id) = remote::streaming_id(uri)? {
+            return Ok(Ok(Feed::Remote(shim.streams.clone(), id)));
+        }
+        Ok(match fifo::open_input(uri)? {
+            fifo::Input::Fifo(source, keeper) => {
+                *self.keeper.borrow_mut() = Some(keeper);
+                Ok(Feed::Fifo(source))
+            }
+            fifo::Input::File(file) => Ok(Feed::File(file)),
+            fifo::Input::Device(device) => Err(device),
+        })
+    }
+
+    /// Copies input; the end of the copy is the end of input.
+    fn start_input(&self, feed: Feed, sink: Sink) {
+        let closing = self.closing.clone();
         let task = spawn_local(async move {
-            // EPIPE is the process' way of not wanting input; the end of this task closes its stdin.
-            let _ = pump::copy(&source, &sink).await;
+            // EPIPE is the process' way of not wanting input, EIO a hang-up, which the output side reports.
+            match feed {
+                Feed::Fifo(source) => drop(pump::copy(&source, &sink).await),
+                Feed::File(file) => drop(pump::copy_file(&file, &sink).await),
+                Feed::Remote(streams, id) => remote::copy_input(streams, id, sink, closing).await,
+            }
         });
         *self.input.borrow_mut() = Some(task.abort_handle());
-        Ok(read)
     }
 
     /// The write end of a pipe whose content goes to `sink`.
@@ -246,17 +327,12 @@ impl Io {
         self.outputs.borrow_mut().push(Output { task, copied });
     }
 
-    fn open_tty(&self, stdio: &Stdio, stdout: Option<Sink>) -> Result<()> {
+    fn open_tty(&self, shim: &Shim, stdio: &Stdio, stdout: Option<Sink>) -> Result<()> {
         let stdin = match stdio.stdin.as_str() {
             "" => None,
-            path => match fifo::open_input(path)? {
-                fifo::Input::Fifo(source, keeper) => {
-                    *self.keeper.borrow_mut() = Some(keeper);
-                    Some(source)
-                }
-                fifo::Input::File(_) => {
-                    return Err(Error::invalid(format!("stdin {path}: not a fifo")));
-                }
+            uri => match self.open_feed(shim, uri)? {
+                Ok(feed) => Some(feed),
+                Err(_) => return Err(Error::invalid(format!("stdin {uri}: a device"))),
             },
         };
         *self.tty.borrow_mut() = Some(Tty { stdin, stdout });
@@ -270,13 +346,8 @@ impl Io {
         let console = Rc::new(End::both(master)?);
         let sink = tty.stdout.unwrap_or(Sink::Null);
         self.start_output(console.clone(), sink);
-        if let Some(source) = tty.stdin {
-            let sink = Sink::Stream(console.clone());
-            let task = spawn_local(async move {
-                // EIO is a hang-up, which the output side reports.
-                let _ = pump::copy(&source, &sink).await;
-            });
-            *self.input.borrow_mut() = Some(task.abort_handle());
+        if let Some(feed) = tty.stdin {
+            self.start_input(feed, Sink::Stream(console.clone()));
         }
         // A fresh cell takes its first value, and a console comes once.
         let _ = self.console.set(console);
@@ -300,6 +371,12 @@ impl Io {
     /// Gives up our own write end: once the clients close theirs, the process reads EOF.
     pub(crate) fn close_stdin(&self) {
         self.keeper.borrow_mut().take();
+        self.closing.notify_one();
+    }
+
+    /// The log, where there is one.
+    pub(crate) fn cri_log(&self) -> Option<Rc<CriLog>> {
+        self.log.get().cloned()
     }
 
     /// Waits until all output has been copied, within limits.
@@ -322,6 +399,9 @@ impl Io {
         }
         for output in self.outputs.borrow_mut().drain(..) {
             output.task.abort();
+        }
+        if let Some(log) = self.log.get() {
+            log.finish();
         }
         self.keeper.borrow_mut().take();
         self.tty.borrow_mut().take();

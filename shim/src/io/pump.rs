@@ -17,7 +17,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
+use super::crilog::LogSink;
 use super::fifo;
+use super::remote::Remote;
 use crate::error::{Context, Result};
 use crate::log;
 use crate::readiness::watch;
@@ -41,6 +43,8 @@ pub(crate) struct End {
 pub(crate) enum Sink {
     Stream(Rc<End>),
     File(Rc<OwnedFd>),
+    Remote(Rc<Remote>),
+    Log(LogSink),
     Null,
 }
 
@@ -130,8 +134,42 @@ impl Sink {
         match self {
             Self::Stream(end) => Some(end.fd()),
             Self::File(file) => Some(file.as_fd()),
-            Self::Null => None,
+            Self::Remote(_) | Self::Log(_) | Self::Null => None,
         }
+    }
+
+    /// The same sink, not just an equal one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stream(a), Self::Stream(b)) => Rc::ptr_eq(a, b),
+            (Self::File(a), Self::File(b)) => Rc::ptr_eq(a, b),
+            (Self::Remote(a), Self::Remote(b)) => Rc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// Writes everything, waiting where it must.
+    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let to = match self {
+            Self::Stream(end) => end.fd(),
+            Self::File(file) => file.as_fd(),
+            Self::Remote(remote) => return remote.write_all(bytes).await,
+            Self::Log(log) => {
+                // Boxed, because a log writes to sinks in turn.
+                Box::pin(log.write(bytes)).await;
+                return Ok(());
+            }
+            Self::Null => return Ok(()),
+        };
+        while !bytes.is_empty() {
+            match (rustix::io::write(to, bytes), self) {
+                (Ok(n), _) => bytes = bytes.get(n..).unwrap_or_default(),
+                (Err(Errno::INTR), _) => {}
+                (Err(Errno::AGAIN), Self::Stream(end)) => end.until_writable().await?,
+                (Err(e), _) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -144,6 +182,9 @@ pub(super) async fn run_output(source: Rc<End>, sink: Sink, copied: oneshot::Sen
         }
     }
     drop(source);
+    if let Sink::Log(log) = &sink {
+        log.finish();
+    }
     // Nobody may be waiting.
     let _ = copied.send(());
     // The last stream of a fifo waits for its reader, also when the process is deleted meanwhile.
@@ -186,6 +227,22 @@ pub(super) async fn copy(source: &End, sink: &Sink) -> io::Result<()> {
     }
 }
 
+/// Copies a plain file, which the event loop cannot watch and which is never waited for long.
+pub(super) async fn copy_file(file: &OwnedFd, sink: &Sink) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match rustix::io::read(file, &mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                sink.write_all(&buffer[..n]).await?;
+                tokio::task::yield_now().await;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// EAGAIN does not say which side is not ready.
 async fn until_movable(source: &End, sink: &Sink) -> io::Result<()> {
     match sink {
@@ -201,7 +258,7 @@ async fn copy_buffered(source: &End, sink: &Sink) -> io::Result<()> {
         match rustix::io::read(source.fd(), &mut buffer) {
             Ok(0) | Err(Errno::IO) => return Ok(()),
             Ok(n) => {
-                write_all(sink, &buffer[..n]).await?;
+                sink.write_all(&buffer[..n]).await?;
                 turn += 1;
                 if turn % TURN == 0 {
                     tokio::task::yield_now().await;
@@ -212,19 +269,4 @@ async fn copy_buffered(source: &End, sink: &Sink) -> io::Result<()> {
             Err(e) => return Err(e.into()),
         }
     }
-}
-
-async fn write_all(sink: &Sink, mut bytes: &[u8]) -> io::Result<()> {
-    let Some(to) = sink.fd() else {
-        return Ok(());
-    };
-    while !bytes.is_empty() {
-        match (rustix::io::write(to, bytes), sink) {
-            (Ok(n), _) => bytes = bytes.get(n..).unwrap_or_default(),
-            (Err(Errno::INTR), _) => {}
-            (Err(Errno::AGAIN), Sink::Stream(end)) => end.until_writable().await?,
-            (Err(e), _) => return Err(e.into()),
-        }
-    }
-    Ok(())
 }

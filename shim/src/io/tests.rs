@@ -27,6 +27,11 @@ impl Drop for Dir {
     }
 }
 
+fn shim() -> Shim {
+    let events = Rc::new(crate::events::Events::new("n", ""));
+    Shim::new("n", events, None)
+}
+
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -113,7 +118,7 @@ fn stdin_ends_only_after_close_io() {
             stdin: path.clone(),
             ..Stdio::default()
         };
-        let process = io.open_stdin(&stdio, (0, 0)).unwrap();
+        let process = io.open_stdin(&shim(), &stdio, (0, 0)).unwrap();
         let process = End::readable(process).unwrap();
         std::fs::write(&path, "one ").unwrap();
         std::fs::write(&path, "two").unwrap();

@@ -1,5 +1,6 @@
 //! Owns `containerd.task.v2.Task` and `containerd.task.v3.Task`, whose messages are equal: one fn per RPC.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use corten_protos::any;
@@ -14,16 +15,19 @@ use corten_protos::containerd::task::v3::{
 };
 use corten_protos::containerd::v1::types::ProcessInfo;
 use corten_protos::google::protobuf::Empty;
-use prost::Message;
 
+use super::{decode, encode};
 use crate::error::{Context, Error, Result};
 use crate::stats;
 use crate::task::process::{SIGKILL, finished};
 use crate::task::state::{Move, Need, State};
-use crate::task::{Shim, exec, init};
+use crate::task::{Container, Shim, exec, init};
 
 /// The one call that does nothing but wait.
 pub(super) const WAIT: &str = "Wait";
+
+/// SIGRTMAX
+const MAX_SIGNAL: i32 = 64;
 
 /// All methods of the service.
 pub(super) const METHODS: &[&str] = &[
@@ -95,7 +99,8 @@ fn state(shim: &Shim, r: StateRequest) -> Result<StateResponse> {
 }
 
 async fn create(shim: &Rc<Shim>, r: CreateTaskRequest) -> Result<CreateTaskResponse> {
-    let pid = init::create(shim, r).await?;
+    // Boxed, or every small call would be as large as this one.
+    let pid = Box::pin(init::create(shim, r)).await?;
     Ok(CreateTaskResponse { pid })
 }
 
@@ -110,6 +115,9 @@ async fn start(shim: &Rc<Shim>, r: StartRequest) -> Result<StartResponse> {
 }
 
 async fn delete(shim: &Rc<Shim>, r: DeleteRequest) -> Result<DeleteResponse> {
+    if r.exec_id.is_empty() {
+        shim.cancel_create(&r.id).await;
+    }
     let (container, process) = shim.process(&r.id, &r.exec_id)?;
     let exit = if r.exec_id.is_empty() {
         init::delete(shim, &container).await?
@@ -182,7 +190,9 @@ fn checkpoint(shim: &Shim, r: &CheckpointTaskRequest) -> Result<Empty> {
 fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
     let (container, process) = shim.process(&r.id, &r.exec_id)?;
     let signal = i32::try_from(r.signal)
-        .map_err(|_| Error::invalid(format!("invalid signal {}", r.signal)))?;
+        .ok()
+        .filter(|signal| (0..=MAX_SIGNAL).contains(signal))
+        .ok_or_else(|| Error::invalid(format!("invalid signal {}", r.signal)))?;
     let is_init = r.exec_id.is_empty();
     if is_init && !process.state.get().is_alive() {
         return Err(finished());
@@ -192,7 +202,7 @@ fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
     if everyone {
         match signal {
             SIGKILL => container.cgroup.kill()?,
-            other => container.cgroup.signal(other)?,
+            other => signal_all(&container, other)?,
         }
     } else {
         process.signal(signal)?;
@@ -202,6 +212,32 @@ fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
         container.cgroup.thaw()?;
     }
     Ok(Empty {})
+}
+
+/// Any signal to everything in the container, real-time ones and 0 too. A pidfd that is checked to be still of the
+/// container cannot hit whoever got the number since.
+fn signal_all(container: &Container, signal: i32) -> Result<()> {
+    let pids = container.cgroup.pids()?;
+    let opened: Vec<_> = pids
+        .into_iter()
+        .filter_map(|pid| {
+            let pidfd = rustix::process::pidfd_open(
+                rustix::process::Pid::from_raw(pid)?,
+                rustix::process::PidfdFlags::empty(),
+            );
+            Some((pid, pidfd.ok()?))
+        })
+        .collect();
+    let still = container.cgroup.pids()?;
+    for (_, pidfd) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+        match corten_launch::signal(pidfd.as_fd(), signal) {
+            Err(e) if e.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                return Err(e).context("signal the container's processes");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn exec(shim: &Shim, r: &ExecProcessRequest) -> Result<Empty> {
@@ -266,7 +302,14 @@ fn stats(shim: &Shim, r: &StatsRequest) -> Result<StatsResponse> {
 
 /// Answers for ids it does not know, too: the caller learns the shim's pid.
 fn connect(shim: &Shim, r: &ConnectRequest) -> Result<ConnectResponse> {
-    let task_pid = shim.container(&r.id).map_or(0, |c| c.init.pid());
+    let holder = || {
+        shim.sandbox()
+            .filter(|s| s.id == r.id)
+            .map_or(0, |s| s.pid())
+    };
+    let task_pid = shim
+        .container(&r.id)
+        .map_or_else(|_| holder(), |c| c.init.pid());
     Ok(ConnectResponse {
         shim_pid: std::process::id(),
         task_pid,
@@ -274,20 +317,8 @@ fn connect(shim: &Shim, r: &ConnectRequest) -> Result<ConnectResponse> {
     })
 }
 
-/// containerd 2.4 calls it after every Delete and 2.4's shim ignores `now`: the last container decides.
+/// containerd 2.4 calls it after every Delete and 2.4's shim ignores `now`: the last container decides, or the sandbox.
 fn shutdown(shim: &Shim, _: ShutdownRequest) -> Result<Empty> {
-    if shim.is_idle() {
-        shim.leave();
-    }
+    shim.shutdown();
     Ok(Empty {})
-}
-
-fn decode<M: Message + Default>(payload: &[u8]) -> Result<M> {
-    M::decode(payload).map_err(|e| Error::invalid(format!("decode the request: {e}")))
-}
-
-/// Takes the message by value so that each arm of `call` reads alike.
-#[allow(clippy::needless_pass_by_value)]
-fn encode<M: Message>(message: M) -> Result<Vec<u8>> {
-    Ok(message.encode_to_vec())
 }

@@ -14,7 +14,7 @@ use tokio::task::spawn_local;
 use super::launch::{Child, failed};
 use super::process::{Process, SIGKILL};
 use super::state::{Move, State};
-use super::{Container, Shim, exit};
+use super::{Container, Reservation, Shim, exit};
 use crate::bundle::{self, Exit};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, Subject};
@@ -46,7 +46,7 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
     if request.id.is_empty() || request.bundle.is_empty() {
         return Err(Error::invalid("create: id and bundle are required"));
     }
-    let _reservation = shim.reserve(&request.id)?;
+    let reservation = shim.reserve(&request.id)?;
     if !request.checkpoint.is_empty() {
         return Err(Error::unimplemented(
             "restore from a checkpoint is not supported by io.containerd.corten.v2",
@@ -55,9 +55,13 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
     let options = Options::from_any(request.options.as_ref())?;
     options.check()?;
     let bundle = PathBuf::from(&request.bundle);
+    let mut spec = bundle::read_spec(&bundle).context(CREATE)?;
+    if let Some(sandbox) = shim.sandbox() {
+        sandbox.furnish(&mut spec);
+    }
     let mut draft = Draft {
         id: request.id.clone(),
-        spec: bundle::read_spec(&bundle).context(CREATE)?,
+        spec,
         bundle,
         options,
         io: None,
@@ -73,7 +77,11 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
     };
     let built = async {
         prepare_rootfs(&request, &draft.bundle)?;
-        draft.build(shim, &stdio).await
+        draft.build(shim, &stdio, &reservation).await?;
+        match reservation.is_cancelled() {
+            true => Err(Error::unavailable("create was cancelled by a delete")),
+            false => Ok(()),
+        }
     }
     .await;
     if let Err(e) = built {
@@ -250,7 +258,12 @@ async fn run_poststop(shim: &Shim, id: &str, bundle: &Path) {
 
 impl Draft {
     /// Everything up to the gate. Whatever was made so far is in `self`, for `undo`.
-    async fn build(&mut self, shim: &Shim, stdio: &Stdio) -> Result<()> {
+    async fn build(
+        &mut self,
+        shim: &Shim,
+        stdio: &Stdio,
+        reservation: &Reservation<'_>,
+    ) -> Result<()> {
         let owner = (self.options.io_uid, self.options.io_gid);
         let (streams, io) = io::open(shim, &self.id, stdio, owner, &self.spec_console()).await?;
         self.io = Some(io.clone());
@@ -278,6 +291,10 @@ impl Draft {
         let child = Child::spawn(&shim.reaper, &init.plan).context(CREATE)?;
         drop(init);
         let child = self.child.insert(child);
+        reservation.follow(&child.pidfd);
+        if reservation.is_cancelled() {
+            return Err(Error::unavailable("create was cancelled by a delete"));
+        }
         bundle::write_pid(&self.bundle, "", child.pidfd.pid())?;
         loop {
             match child.settle().await.context(CREATE)? {

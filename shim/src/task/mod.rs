@@ -7,22 +7,24 @@ pub(crate) mod launch;
 pub(crate) mod process;
 pub(crate) mod state;
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use corten_oci::Cgroup;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::io::Streams;
 use crate::oom;
 use crate::options::Options;
-use crate::reaper::Reaper;
-use process::Process;
+use crate::reaper::{Pidfd, Reaper};
+use crate::sandbox::Sandbox;
+use process::{Process, SIGKILL};
 use state::State;
 
 /// Seccomp programs kept; a node sees a handful of profiles.
@@ -34,6 +36,8 @@ pub(crate) struct Shim {
     pub(crate) namespace: String,
     pub(crate) events: Rc<Events>,
     pub(crate) reaper: Rc<Reaper>,
+    /// Byte streams that clients opened for stdio.
+    pub(crate) streams: Rc<Streams>,
     /// Folder of compiled seccomp programs, shared by all shims of a daemon.
     cache: Option<PathBuf>,
     /// Notified when the shim is to end.
@@ -43,8 +47,31 @@ pub(crate) struct Shim {
     /// Notified when a container is gone.
     pub(crate) removed: Notify,
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
-    /// Ids whose Create is under way: invisible to every other call, but theirs.
-    creating: RefCell<BTreeSet<String>>,
+    /// Ids whose Create is under way: invisible to every other call but Delete, which cancels it.
+    creating: RefCell<BTreeMap<String, Rc<Pending>>>,
+    sandbox: RefCell<Option<Rc<Sandbox>>>,
+    finish: Cell<Finish>,
+}
+
+/// Whether the shim goes as soon as it is idle, without another Shutdown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Finish {
+    #[default]
+    No,
+    /// Shutdown came while a Create was under way: nobody will ask again if that fails.
+    Asked,
+    /// The sandbox is over; daemons before 2.4 send no Shutdown for its containers.
+    Over,
+}
+
+/// A Create under way.
+#[derive(Debug)]
+struct Pending {
+    cancelled: Cell<bool>,
+    /// Its process, once there is one.
+    child: OnceCell<Pidfd>,
+    /// Closed at its end.
+    end: watch::Receiver<()>,
 }
 
 /// One container.
@@ -72,6 +99,8 @@ pub(crate) struct Container {
 pub(crate) struct Reservation<'a> {
     shim: &'a Shim,
     id: &'a str,
+    pending: Rc<Pending>,
+    _end: watch::Sender<()>,
 }
 
 // === impl Shim ===
@@ -82,13 +111,24 @@ impl Shim {
             namespace: namespace.to_owned(),
             events,
             reaper: Rc::default(),
+            streams: Rc::default(),
             cache,
             done: Notify::new(),
             leaving: Cell::default(),
             removed: Notify::new(),
             containers: RefCell::default(),
             creating: RefCell::default(),
+            sandbox: RefCell::default(),
+            finish: Cell::default(),
         }
+    }
+
+    pub(crate) fn sandbox(&self) -> Option<Rc<Sandbox>> {
+        self.sandbox.borrow().clone()
+    }
+
+    pub(crate) fn set_sandbox(&self, sandbox: Option<Rc<Sandbox>>) {
+        *self.sandbox.borrow_mut() = sandbox;
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Rc<Container>> {
@@ -111,13 +151,45 @@ impl Shim {
             return Err(Error::unavailable("the shim is going away"));
         }
         let taken = self.containers.borrow().contains_key(id);
-        if taken || !self.creating.borrow_mut().insert(id.to_owned()) {
+        if taken || self.creating.borrow().contains_key(id) {
             return Err(Error::exists(format!("container {id}")));
         }
-        Ok(Reservation { shim: self, id })
+        let (_end, end) = watch::channel(());
+        let pending = Rc::new(Pending {
+            cancelled: Cell::new(false),
+            child: OnceCell::new(),
+            end,
+        });
+        self.creating
+            .borrow_mut()
+            .insert(id.to_owned(), pending.clone());
+        Ok(Reservation {
+            shim: self,
+            id,
+            pending,
+            _end,
+        })
+    }
+
+    /// Makes a Create under way fail, and waits for that. A daemon that gave up on it would never come back for the
+    /// container.
+    pub(crate) async fn cancel_create(&self, id: &str) {
+        let Some(pending) = self.creating.borrow().get(id).cloned() else {
+            return;
+        };
+        pending.cancelled.set(true);
+        if let Some(child) = pending.child.get() {
+            // Fails only when it is gone already.
+            let _ = child.signal(SIGKILL);
+        }
+        let mut end = pending.end.clone();
+        while end.changed().await.is_ok() {}
     }
 
     pub(crate) fn add(&self, container: &Rc<Container>) {
+        if self.finish.get() == Finish::Asked {
+            self.finish.set(Finish::No);
+        }
         self.containers
             .borrow_mut()
             .insert(container.id.clone(), container.clone());
@@ -126,6 +198,7 @@ impl Shim {
     pub(crate) fn remove(&self, id: &str) {
         self.containers.borrow_mut().remove(id);
         self.removed.notify_one();
+        self.finish_if_idle();
     }
 
     /// Where a seccomp program may be kept. Custom profiles must not fill a tmpfs, so a full folder is left alone.
@@ -152,9 +225,34 @@ impl Shim {
         self.done.notify_one();
     }
 
-    /// No container, and none on its way.
+    /// Shutdown: with nothing left to serve the shim goes. What is still being created may turn out to be nothing.
+    pub(crate) fn shutdown(&self) {
+        if self.containers.borrow().is_empty() && self.sandbox().is_none() {
+            self.ask(Finish::Asked);
+        }
+    }
+
+    /// The sandbox is no more: the shim goes after its last container.
+    pub(crate) fn finish(&self) {
+        self.ask(Finish::Over);
+    }
+
+    fn ask(&self, finish: Finish) {
+        self.finish.set(finish);
+        self.finish_if_idle();
+    }
+
+    fn finish_if_idle(&self) {
+        if self.finish.get() != Finish::No && self.is_idle() {
+            self.leave();
+        }
+    }
+
+    /// Neither sandbox nor container, and none on its way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
+        self.containers.borrow().is_empty()
+            && self.creating.borrow().is_empty()
+            && self.sandbox.borrow().is_none()
     }
 }
 
@@ -192,9 +290,23 @@ impl Container {
 
 // === impl Reservation ===
 
+impl Reservation<'_> {
+    /// Delete came meanwhile.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.pending.cancelled.get()
+    }
+
+    /// Names the process that is to be killed when Delete comes.
+    pub(crate) fn follow(&self, child: &Pidfd) {
+        // A fresh cell takes its first value.
+        let _ = self.pending.child.set(child.clone());
+    }
+}
+
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.shim.creating.borrow_mut().remove(self.id);
+        self.shim.finish_if_idle();
     }
 }
 
@@ -202,6 +314,40 @@ impl Drop for Reservation<'_> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    fn shim() -> Shim {
+        Shim::new("n", Rc::new(Events::new("n", "")), None)
+    }
+
+    #[test]
+    fn a_shutdown_that_came_too_early_is_remembered() {
+        let shim = shim();
+        let failing = shim.reserve("a").unwrap();
+        assert!(shim.reserve("a").is_err());
+        shim.shutdown();
+        assert!(!shim.leaving.get(), "something is being created");
+        drop(failing);
+        assert!(shim.leaving.get() && shim.reserve("b").is_err());
+    }
+
+    #[test]
+    fn a_cancelled_create_is_waited_for() {
+        let shim = shim();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let reservation = shim.reserve("a").unwrap();
+            let create = async {
+                tokio::task::yield_now().await;
+                assert!(reservation.is_cancelled());
+                drop(reservation);
+            };
+            tokio::join!(shim.cancel_create("a"), create);
+            shim.cancel_create("nobody").await;
+        });
+        assert!(shim.is_idle() && !shim.leaving.get());
+    }
 
     #[test]
     fn a_cache_that_others_can_write_is_not_used() {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, DEFAULT_PATH};
-use crate::{boot, builtins, check, demo, manual, publish};
+use crate::{boot, builtins, check, demo, hook, manual, publish};
 
 /// `cortend --version` and the Version service.
 pub(crate) const VERSION: &str = concat!("2.4.2+corten.", env!("CARGO_PKG_VERSION"));
@@ -56,6 +56,18 @@ enum Command {
         #[arg(long)]
         topic: String,
     },
+    /// Run an OCI hook, its arguments filled in from the container's state on standard input
+    OciHook {
+        /// The program and its arguments; {{id}}, {{bundle}}, {{rootfs}}, {{pid}}, {{status}} and
+        /// {{annotation "key"}} are replaced
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "PROGRAM"
+        )]
+        command: Vec<String>,
+    },
     /// Tell what this host can and cannot do for containers, in plain words
     Check,
     /// Print a completion script for a shell
@@ -99,6 +111,7 @@ pub(crate) fn run() -> Result<()> {
             let (config, _) = effective(&args)?;
             publish::run(&config.grpc()?.address, namespace, topic)
         }
+        Some(Command::OciHook { command }) => hook::run(command),
         Some(Command::Check) => check::run(&effective(&args)?.0),
         Some(Command::Completion { shell }) => manual::completion(Args::command(), *shell),
         Some(Command::Man { dir }) => manual::pages(Args::command(), dir),

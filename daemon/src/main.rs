@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod config;
 mod demo;
+mod hook;
 mod host;
 mod manual;
 mod publish;

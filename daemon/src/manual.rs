@@ -64,6 +64,7 @@ mod tests {
         assert!(text("cortend.8").contains("\\-\\-config"));
         assert!(text("cortend-config-dump.8").contains("cortend\\-config\\-dump"));
         assert!(text("cortend-check.8").contains("host"));
+        assert!(text("cortend-oci-hook.8").contains("annotation"));
         assert!(
             !dir.path().join("cortend-man.8").exists(),
             "a hidden command has no page"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use corten_core::service::GrpcService;
-use futures::Stream;
+use futures::{Stream, TryStreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use tonic::transport::{Endpoint, Server, ServerTlsConfig, Uri};
 use tracing::error;
 
 use super::ClientChannel;
+use super::authority::Lenient;
 use super::layer::CallLayer;
 use crate::config::Socket;
 
@@ -32,8 +33,9 @@ pub(super) fn serve(
     layer: CallLayer,
     stopped: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
+    let connections = UnixListenerStream::new(bind(socket)?);
     serve_on(
-        UnixListenerStream::new(bind(socket)?),
+        connections.map_ok(Lenient::new),
         None,
         services,
         layer,

@@ -1,6 +1,7 @@
 //! The sockets: gRPC and ttrpc on unix sockets, one layer around every call, and the drain. On request also gRPC over
 //! TCP, Prometheus' metrics and the debug socket.
 
+mod authority;
 mod calls;
 mod debug;
 mod grpc;

@@ -58,7 +58,11 @@ impl Remote {
         let mut text = source.to_string();
         let mut next = source.source();
         while let Some(cause) = next {
-            text = format!("{text}: {cause}");
+            let cause_text = cause.to_string();
+            // Wrappers say what they wrap.
+            if !text.ends_with(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
             next = cause.source();
         }
         Error::new(

@@ -19,6 +19,7 @@ mod error;
 mod events;
 mod flags;
 mod hooks;
+mod idmap;
 mod info;
 mod io;
 mod log;

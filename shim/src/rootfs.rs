@@ -17,17 +17,21 @@ use rustix::mount::{
 };
 
 use crate::error::{Context, Error, Result};
+use crate::idmap::{self, Layers};
 
 /// One page, less the final NUL and what the kernel keeps for itself.
 const MAX_DATA: usize = 4000;
+const LOWER: &str = "lowerdir=";
 
 /// Mount options sorted by what they mean to the kernel.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Parsed {
     flags: MountFlags,
     bind: bool,
     recursive: bool,
     propagation: Option<MountPropagationFlags>,
+    uids: String,
+    gids: String,
     data: Vec<String>,
 }
 
@@ -55,8 +59,6 @@ pub(crate) fn unmount(rootfs: &Path) -> io::Result<()> {
 
 fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     let parsed = Parsed::from_options(&one.options)?;
-    let place = Place::find(rootfs, &one.target)?;
-    let target = place.path();
     let what = || {
         format!(
             "mount source: {:?}, target: {:?}, fstype: {}",
@@ -64,29 +66,14 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
         )
     };
     if parsed.bind || matches!(one.r#type.as_str(), "bind" | "rbind") {
-        if parsed.recursive || one.r#type == "rbind" {
-            mount_bind_recursive(&one.source, &target)
-        } else {
-            mount_bind(&one.source, &target)
-        }
-        .context(what())?;
-        // A bind takes its flags in a second step only.
-        if !parsed.flags.is_empty() {
-            let mounted = Place::find(rootfs, &one.target)?;
-            mount_remount(mounted.path(), MountFlags::BIND | parsed.flags, "").context(what())?;
-        }
+        mount_bound(one, &parsed, rootfs).map_err(|e| e.context(what()))?;
     } else if one.r#type.starts_with("fuse") {
         return Err(Error::unimplemented(format!(
             "{}: mount helpers are not run by this shim",
             what()
         )));
     } else {
-        let data = parsed.data.join(",");
-        if data.len() <= MAX_DATA {
-            raw_mount(&one.source, &target, &one.r#type, parsed.flags, &data).context(what())?;
-        } else {
-            mount_from_parent(one, &parsed, &target).context(what())?;
-        }
+        mount_fs(one, parsed.clone(), rootfs).map_err(|e| e.context(what()))?;
     }
     match parsed.propagation {
         Some(flags) => {
@@ -94,6 +81,58 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
             mount_change(mounted.path(), flags).context(what())
         }
         None => Ok(()),
+    }
+}
+
+fn mount_bound(one: &Mount, parsed: &Parsed, rootfs: &Path) -> Result<()> {
+    let place = Place::find(rootfs, &one.target)?;
+    let target = place.path();
+    let recursive = parsed.recursive || one.r#type == "rbind";
+    match parsed.user_namespace()? {
+        Some(userns) => idmap::bind(Path::new(&one.source), &target, &userns, recursive)?,
+        None if recursive => mount_bind_recursive(&one.source, &target)?,
+        None => mount_bind(&one.source, &target)?,
+    }
+    // A bind takes its flags in a second step only.
+    if !parsed.flags.is_empty() {
+        let mounted = Place::find(rootfs, &one.target)?;
+        mount_remount(mounted.path(), MountFlags::BIND | parsed.flags, "")?;
+    }
+    Ok(())
+}
+
+fn mount_fs(one: &Mount, mut parsed: Parsed, rootfs: &Path) -> Result<()> {
+    let place = Place::find(rootfs, &one.target)?;
+    let target = place.path();
+    // Kept until the overlay has its own copies.
+    let _layers = match parsed.user_namespace()? {
+        None => None,
+        Some(userns) if one.r#type == "overlay" => {
+            let dir = rootfs.with_file_name("lower");
+            let layers = Layers::mount(&parsed.lower(), &userns, &dir)?;
+            let paths: Option<Vec<&str>> = layers.paths.iter().map(|p| p.to_str()).collect();
+            let paths = paths.ok_or_else(|| Error::invalid("the bundle's path is not UTF-8"))?;
+            parsed.set_lower(&paths.join(":"));
+            Some(layers)
+        }
+        Some(_) => {
+            return Err(Error::unimplemented(format!(
+                "an idmapped mount of type {:?}",
+                one.r#type
+            )));
+        }
+    };
+    let data = parsed.data.join(",");
+    if data.len() <= MAX_DATA {
+        Ok(raw_mount(
+            &one.source,
+            &target,
+            &one.r#type,
+            parsed.flags,
+            &data,
+        )?)
+    } else {
+        mount_from_parent(one, parsed, &target)
     }
 }
 
@@ -109,13 +148,8 @@ fn raw_mount(
 }
 
 /// Mounts with relative lower directories, so that hundreds of layers fit.
-fn mount_from_parent(one: &Mount, parsed: &Parsed, target: &Path) -> Result<()> {
-    let lower: Vec<&str> = parsed
-        .data
-        .iter()
-        .find_map(|o| o.strip_prefix("lowerdir="))
-        .map(|dirs| dirs.split(':').collect())
-        .unwrap_or_default();
+fn mount_from_parent(one: &Mount, mut parsed: Parsed, target: &Path) -> Result<()> {
+    let lower = parsed.lower();
     let parent = common_parent(&lower)
         .ok_or_else(|| Error::invalid("mount options are longer than one page"))?;
     let relative = |dir: &&str| {
@@ -126,18 +160,9 @@ fn mount_from_parent(one: &Mount, parsed: &Parsed, target: &Path) -> Result<()> 
             .map(str::to_owned)
     };
     let lower: Option<Vec<String>> = lower.iter().map(relative).collect();
-    let lower = lower
-        .ok_or_else(|| Error::invalid("a layer's path is not UTF-8"))?
-        .join(":");
-    let data = parsed
-        .data
-        .iter()
-        .map(|o| match o.starts_with("lowerdir=") {
-            true => format!("lowerdir={lower}"),
-            false => o.clone(),
-        })
-        .collect::<Vec<_>>()
-        .join(",");
+    let lower = lower.ok_or_else(|| Error::invalid("a layer's path is not UTF-8"))?;
+    parsed.set_lower(&lower.join(":"));
+    let data = parsed.data.join(",");
     if data.len() > MAX_DATA {
         return Err(Error::invalid("mount options are longer than one page"));
     }
@@ -205,12 +230,38 @@ impl Place {
 // === impl Parsed ===
 
 impl Parsed {
+    /// The lower layers of an overlay.
+    fn lower(&self) -> Vec<&str> {
+        let lower = self.data.iter().find_map(|o| o.strip_prefix(LOWER));
+        lower
+            .map(|dirs| dirs.split(':').collect())
+            .unwrap_or_default()
+    }
+
+    fn set_lower(&mut self, dirs: &str) {
+        for option in &mut self.data {
+            if option.starts_with(LOWER) {
+                *option = format!("{LOWER}{dirs}");
+            }
+        }
+    }
+
+    /// Whose owners the mount is to show, where it says so.
+    fn user_namespace(&self) -> Result<Option<OwnedFd>> {
+        if self.uids.is_empty() && self.gids.is_empty() {
+            return Ok(None);
+        }
+        idmap::user_namespace(&self.uids, &self.gids).map(Some)
+    }
+
     fn from_options(options: &[String]) -> Result<Self> {
         let mut parsed = Self {
             flags: MountFlags::empty(),
             bind: false,
             recursive: false,
             propagation: None,
+            uids: String::new(),
+            gids: String::new(),
             data: Vec::new(),
         };
         for option in options {
@@ -222,6 +273,8 @@ impl Parsed {
                 "" | "defaults" => {}
                 "bind" => parsed.bind = true,
                 "rbind" => (parsed.bind, parsed.recursive) = (true, true),
+                map if map.starts_with("uidmap=") => parsed.uids = map["uidmap=".len()..].into(),
+                map if map.starts_with("gidmap=") => parsed.gids = map["gidmap=".len()..].into(),
                 other => match propagation(other) {
                     Some(flags) => parsed.propagation = Some(flags),
                     None if is_foreign(other) => {
@@ -239,10 +292,7 @@ impl Parsed {
 
 /// Options that mean something to containerd's mount library, not to the kernel.
 fn is_foreign(option: &str) -> bool {
-    option == "loop"
-        || ["uidmap=", "gidmap=", "X-containerd."]
-            .iter()
-            .any(|prefix| option.starts_with(prefix))
+    option == "loop" || option.starts_with("X-containerd.")
 }
 
 fn flag(option: &str) -> Option<(bool, MountFlags)> {
@@ -312,7 +362,8 @@ mod tests {
             MountFlags::empty(),
             "the last one wins"
         );
-        assert!(parse(&["loop"]).is_err() && parse(&["uidmap=0:1:1"]).is_err());
+        assert!(parse(&["loop"]).is_err());
+        assert_eq!(parse(&["uidmap=0:1:1"]).unwrap().uids, "0:1:1");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use corten_core::{Context as _, Error, Namespace, Result, Scope, id};
 
 use crate::db::{Db, Dirt, ensure_namespace};
 use crate::keys::{self, key, load, save};
-use crate::records::{checked_labels, immutable, take_over};
+use crate::records::{checked_labels, immutable, mask, take_over};
 
 /// What an update without mask replaces.
 const MUTABLE: [&str; 5] = ["labels", "spec", "extensions", "image", "snapshotkey"];
@@ -145,27 +145,18 @@ impl Fields for View<'_> {
 }
 
 fn masked(current: Container, wanted: &Container, paths: &[String]) -> Result<Container> {
-    let mut paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-    if paths.is_empty() {
-        // A whole record that differs where nothing can change is refused, not half applied.
-        let runtime = |c: &Container| {
-            c.runtime
-                .as_ref()
-                .map(|r| r.name.clone())
-                .unwrap_or_default()
-        };
-        for (field, same) in [
-            ("Snapshotter", current.snapshotter == wanted.snapshotter),
-            ("Runtime.Name", runtime(&current) == runtime(wanted)),
-        ] {
-            if !same {
-                return Err(Error::invalid(format!(
-                    "container.{field} field is immutable"
-                )));
-            }
-        }
-        paths = MUTABLE.to_vec();
-    }
+    let runtime = |c: &Container| c.runtime.as_ref().map(|r| r.name.clone());
+    let fixed = [
+        (
+            "container.Snapshotter",
+            current.snapshotter == wanted.snapshotter,
+        ),
+        (
+            "container.Runtime.Name",
+            runtime(&current).unwrap_or_default() == runtime(wanted).unwrap_or_default(),
+        ),
+    ];
+    let paths = mask(paths, &MUTABLE, &fixed)?;
     let mut updated = current;
     for path in paths {
         if let Some(name) = path.strip_prefix("labels.") {

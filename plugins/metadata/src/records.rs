@@ -66,6 +66,22 @@ pub(crate) fn take_over<V: Clone>(
     };
 }
 
+/// The paths of an update: those of its mask, or `all` without one. A whole record that differs in one of the `fixed`
+/// fields (its name, and whether it is the same) is refused, not half applied.
+pub(crate) fn mask<'a>(
+    paths: &'a [String],
+    all: &[&'a str],
+    fixed: &[(&str, bool)],
+) -> Result<Vec<&'a str>> {
+    if !paths.is_empty() {
+        return Ok(paths.iter().map(String::as_str).collect());
+    }
+    match fixed.iter().find(|(_, same)| !same) {
+        Some((field, _)) => Err(Error::invalid(format!("{field} field is immutable"))),
+        None => Ok(all.to_vec()),
+    }
+}
+
 /// containerd's words for a mask path that cannot be updated.
 pub(crate) fn immutable(path: &str, on: &str) -> Error {
     Error::invalid(format!("cannot update {path:?} field on {on}"))

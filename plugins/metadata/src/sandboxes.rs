@@ -11,7 +11,7 @@ use corten_core::{Context as _, Error, Namespace, Result, Scope, id};
 
 use crate::db::{Db, Dirt, ensure_namespace};
 use crate::keys::{self, key, load, save};
-use crate::records::{checked_labels, immutable, take_over};
+use crate::records::{checked_labels, immutable, mask, take_over};
 
 /// What an update without mask replaces.
 const MUTABLE: [&str; 4] = ["labels", "extensions", "spec", "runtime"];
@@ -100,19 +100,9 @@ fn unknown(id: &str) -> Error {
 }
 
 fn masked(current: Sandbox, wanted: &Sandbox, paths: &[String]) -> Result<Sandbox> {
-    let mut paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-    if paths.is_empty() {
-        let runtime = |s: &Sandbox| {
-            s.runtime
-                .as_ref()
-                .map(|r| r.name.clone())
-                .unwrap_or_default()
-        };
-        if runtime(&current) != runtime(wanted) {
-            return Err(Error::invalid("sandbox.Runtime.Name field is immutable"));
-        }
-        paths = MUTABLE.to_vec();
-    }
+    let runtime = |s: &Sandbox| s.runtime.as_ref().map(|r| r.name.clone());
+    let same = runtime(&current).unwrap_or_default() == runtime(wanted).unwrap_or_default();
+    let paths = mask(paths, &MUTABLE, &[("sandbox.Runtime.Name", same)])?;
     let mut updated = current;
     for path in paths {
         if let Some(name) = path.strip_prefix("labels.") {

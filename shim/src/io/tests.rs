@@ -196,3 +196,133 @@ fn schemes_are_told_apart() {
     let error = Target::parse("gopher://x").unwrap_err();
     assert_eq!(error.to_string(), "unknown STDIO scheme gopher");
 }
+
+/// Opens the streams of a process that is these descriptors.
+async fn open_all(shim: &Shim, stdio: &Stdio) -> (Rc<Io>, OwnedFd, OwnedFd, OwnedFd) {
+    let (child, io) = open(shim, "c", stdio, (0, 0), &(0, 0)).await.unwrap();
+    match child {
+        ChildStdio::Fds(stdin, stdout, stderr) => (io, stdin, stdout, stderr),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn terminal_of(io: &Io) -> std::fs::File {
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+    let master = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+    io.attach_console(master).unwrap();
+    let slave = OFlags::RDWR | OFlags::NOCTTY;
+    std::fs::File::from(rustix::fs::open(name.as_c_str(), slave, Mode::empty()).unwrap())
+}
+
+#[test]
+fn a_terminal_may_be_logged() {
+    let dir = Dir::new("tty");
+    for scheme in ["file", "cri-log"] {
+        let path = dir.0.join(scheme);
+        run(async {
+            let stdio = Stdio {
+                stdout: format!("{scheme}://{}", path.display()),
+                terminal: true,
+                ..Stdio::default()
+            };
+            let (child, io) = open(&shim(), "c", &stdio, (0, 0), &(4, 5)).await.unwrap();
+            assert!(matches!(child, ChildStdio::Terminal { rows: 4, cols: 5 }));
+            let mut slave = terminal_of(&io);
+            std::io::Write::write_all(&mut slave, b"hello\n").unwrap();
+            drop(slave);
+            io.drain().await;
+        });
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(
+            text.ends_with("hello\r\n") || text.ends_with(" stdout F hello\n"),
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
+fn a_plain_file_is_copied_to_stdin() {
+    let dir = Dir::new("plain");
+    let path = dir.0.join("in");
+    std::fs::write(&path, "from a file").unwrap();
+    run(async {
+        let stdio = Stdio {
+            stdin: path.to_str().unwrap().to_owned(),
+            ..Stdio::default()
+        };
+        let (_io, stdin, ..) = open_all(&shim(), &stdio).await;
+        let stat = rustix::fs::fstat(&stdin).unwrap();
+        assert_eq!(FileType::from_raw_mode(stat.st_mode), FileType::Fifo);
+        let (read, all) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let stdin = End::readable(stdin).unwrap();
+        pump::copy(&stdin, &Sink::stream(all).unwrap())
+            .await
+            .unwrap();
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "from a file");
+    });
+}
+
+#[test]
+fn readers_attach_to_a_log_and_leave() {
+    let dir = Dir::new("attach");
+    let log = dir.0.join("0.log");
+    let (first, second) = (dir.fifo("first"), dir.fifo("second"));
+    run(async {
+        let shim = shim();
+        let stdio = Stdio {
+            stdout: format!("cri-log://{}", log.display()),
+            ..Stdio::default()
+        };
+        let (io, _stdin, stdout, stderr) = open_all(&shim, &stdio).await;
+        let attach = |place: &str| {
+            let sink = open_reader(&shim, place)?;
+            io.cri_log().unwrap().attach(0, sink);
+            Ok::<_, Error>(())
+        };
+        assert!(attach(&first).is_err(), "nobody reads there");
+        let reader = |path: &str| {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            std::fs::File::from(rustix::fs::open(path, flags, Mode::empty()).unwrap())
+        };
+        let (leaves, mut stays) = (reader(&first), reader(&second));
+        attach(&first).unwrap();
+        attach(&second).unwrap();
+        drop(leaves);
+        write(&stdout, b"one\ntw");
+        write(&stderr, b"not for them\n");
+        drop((stdout, stderr));
+        io.drain().await;
+        let mut text = String::new();
+        stays.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one\ntw");
+    });
+    let text = std::fs::read_to_string(log).unwrap();
+    let has = |line: &str| text.lines().any(|l| l.ends_with(line));
+    assert!(
+        has(" stdout F one") && has(" stdout P tw") && has(" stderr F not for them"),
+        "{text}"
+    );
+}
+
+#[test]
+fn close_io_before_there_is_a_client_still_ends_stdin() {
+    let dir = Dir::new("early");
+    let path = dir.fifo("in");
+    run(async {
+        let stdio = Stdio {
+            stdin: path.clone(),
+            ..Stdio::default()
+        };
+        let (io, stdin, ..) = open_all(&shim(), &stdio).await;
+        io.close_stdin();
+        let stdin = End::readable(stdin).unwrap();
+        let (_read, all) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let sink = Sink::stream(all).unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(5), pump::copy(&stdin, &sink));
+        end.await.expect("an end of input").unwrap();
+    });
+}

@@ -177,3 +177,6 @@ impl<const API: u8> Dispatch for Bridge<API> {
         Ok(answer.await.map_err(|_| gone())??)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,6 +125,7 @@ fn boot_options(
             grpc_address: listeners.grpc.address.clone(),
             ttrpc_address: listeners.ttrpc.address.clone(),
             version: VERSION.to_owned(),
+            stream_processors: config.stream_processors.clone(),
             timeouts: config.timeouts()?,
         },
         disabled: config.disabled_plugins.iter().cloned().collect(),

@@ -13,10 +13,13 @@ pub(crate) struct Shared {
 /// All of them, in the order in which they start where dependencies leave a choice.
 pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
     vec![
+        corten_otlp::otlp(),
+        corten_otlp::tracing(),
         corten_content::registration(),
         corten_events::exchange::registration(),
         corten_snapshots::overlayfs::registration(),
         corten_snapshots::native::registration(),
+        corten_snapshots::erofs::registration(),
         corten_metadata::bolt::registration(),
         corten_metadata::manager::registration(),
         corten_metadata::scheduler::registration(),
@@ -25,6 +28,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_mount::handlers::loop_device(),
         corten_mount::bolt::registration(),
         corten_diff::registration(),
+        corten_diff::erofs::registration(),
         corten_transfer::streaming::registration(),
         corten_transfer::local::registration(),
         corten_runtime::manager::registration(),

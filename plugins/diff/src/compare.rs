@@ -436,6 +436,31 @@ pub(crate) fn changes_of(
     (same && plain).then_some(changes)
 }
 
+/// The same for recipes that name images: when both stack the same ones, only the upper folder differs. `active` is the
+/// upper recipe as it was activated.
+pub(crate) fn changes_over_images(
+    lower: &[corten_core::Mount],
+    upper: &[corten_core::Mount],
+    active: &[corten_core::Mount],
+) -> Option<PathBuf> {
+    let images = |mounts: &[corten_core::Mount]| {
+        let all = mounts.iter().filter(|m| m.r#type == "erofs");
+        all.map(|m| m.source.clone()).collect::<Vec<_>>()
+    };
+    let [.., top] = lower else { return None };
+    let writable = top.options.iter().any(|o| o.starts_with("upperdir="));
+    let known = matches!(
+        top.r#type.as_str(),
+        "erofs" | "format/bind" | "format/mkdir/overlay"
+    );
+    let below = images(lower);
+    if writable || !known || below.is_empty() || below != images(upper) {
+        return None;
+    }
+    let [active] = active else { return None };
+    overlay_layers(active)?.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

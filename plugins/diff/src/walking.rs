@@ -1,5 +1,6 @@
 //! The differ: content in, mounts out, and the reverse.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,22 +12,29 @@ use bytes::Bytes;
 use corten_core::compression::Compression;
 use corten_core::content::{Content, Reader, Writer, WriterOptions};
 use corten_core::diff::{ApplyOptions, CompareOptions, Differ};
+use corten_core::mounts::{ActivateOptions, Manager};
+use corten_core::tasks_set::TaskSet;
 use corten_core::{
     Context, Descriptor, Digest, Error, Kind, Labels, Mount, Result, Scope, kinds, labels, mounts,
 };
-use corten_registry::Registration;
+use corten_registry::{Context as Plugin, InitError, Registration};
 use corten_sys::{blocking, mount, userns};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::apply::{self, Target};
 use crate::compare::{self, Trees};
 use crate::media;
+use crate::processors::{self, Processor, Processors};
 use crate::stream::{Cancelled, ChunkSender, Deflate, Hashed, inflate};
 
 /// The differ over a content store.
 #[derive(Clone)]
 pub struct Walking {
     content: Arc<dyn Content>,
+    /// For recipes that need more than mount(2).
+    mounts: Option<Arc<dyn Manager>>,
+    processors: Processors,
+    background: TaskSet,
 }
 
 impl std::fmt::Debug for Walking {
@@ -38,8 +46,125 @@ impl std::fmt::Debug for Walking {
 impl Walking {
     /// A differ over `content`.
     pub fn new(content: Arc<dyn Content>) -> Self {
-        Self { content }
+        Self {
+            content,
+            mounts: None,
+            processors: Processors::default(),
+            background: TaskSet::new(),
+        }
     }
+
+    /// The same with a mount manager.
+    #[must_use]
+    pub fn with_mounts(mut self, mounts: Option<Arc<dyn Manager>>) -> Self {
+        self.mounts = mounts;
+        self
+    }
+
+    /// The same with stream processors.
+    #[must_use]
+    pub fn with_processors(mut self, processors: Processors) -> Self {
+        self.processors = processors;
+        self
+    }
+
+    /// A differ over what a plugin's context has.
+    pub(crate) fn of(cx: &Plugin) -> Result<Self, InitError> {
+        let mut processors = BTreeMap::new();
+        for (id, value) in &cx.properties().stream_processors {
+            let processor: Processor = value
+                .clone()
+                .try_into()
+                .map_err(|e| Error::invalid(format!("stream_processors.{id}: {e}")))?;
+            processors.insert(id.clone(), processor);
+        }
+        Ok(Self::new(cx.single::<kinds::Metadata>()?.content())
+            // containerd does without a mount manager too.
+            .with_mounts(cx.single::<kinds::MountManager>().ok())
+            .with_processors(Processors::new(processors)))
+    }
+
+    pub(crate) fn content(&self) -> &Arc<dyn Content> {
+        &self.content
+    }
+
+    pub(crate) fn processors(&self) -> &Processors {
+        &self.processors
+    }
+
+    /// The recipes as mount(2) takes them, with the names of what had to be activated for it.
+    async fn activate(&self, scope: &Scope, recipes: [&[Mount]; 2]) -> Result<Activated> {
+        let mut out = Activated {
+            recipes: Vec::new(),
+            names: Vec::new(),
+        };
+        for mounts in recipes {
+            let simple = mounts.len() < 2 && !mounts.iter().any(|m| m.r#type.contains('/'));
+            let manager = self.mounts.as_ref().filter(|_| !simple);
+            let Some(manager) = manager else {
+                out.recipes.push(mounts.to_vec());
+                continue;
+            };
+            let name = format!("fs-diff-{}", unique_ref());
+            let options = ActivateOptions {
+                pinned: true,
+                ..Default::default()
+            };
+            match manager.activate(scope, &name, mounts, options).await {
+                Ok(info) => {
+                    out.recipes.push(info.system);
+                    out.names.push(name);
+                }
+                Err(e) if e.kind() == Kind::NotImplemented => out.recipes.push(mounts.to_vec()),
+                Err(e) => {
+                    self.deactivate(scope, out.names).await;
+                    return Err(e.context("failed to activate mounts"));
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    async fn deactivate(&self, scope: &Scope, names: Vec<String>) {
+        for name in names {
+            if let Some(manager) = &self.mounts
+                && let Err(error) = manager.deactivate(&scope.namespace, &name).await
+            {
+                tracing::error!(name, %error, "deactivate the mounts of a diff");
+            }
+        }
+    }
+
+    /// Runs blocking work on activated mounts and takes them away afterwards, also when nobody waits any more.
+    async fn on<T: Send + 'static>(
+        &self,
+        scope: &Scope,
+        recipes: [&[Mount]; 2],
+        work: impl FnOnce(Vec<Vec<Mount>>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let Activated { recipes, names } = self.activate(scope, recipes).await?;
+        if names.is_empty() {
+            return blocking(move || work(recipes)).await;
+        }
+        let (done, outcome) = oneshot::channel();
+        let (this, scope) = (self.clone(), scope.clone());
+        self.background
+            .spawn("diff on activated mounts", async move {
+                let result = blocking(move || work(recipes)).await;
+                this.deactivate(&scope, names).await;
+                // Nobody waits for an abandoned call.
+                let _ = done.send(result);
+            });
+        outcome
+            .await
+            .map_err(|_| Error::internal("diff ended early"))?
+    }
+}
+
+/// See [`Walking::activate`].
+struct Activated {
+    recipes: Vec<Vec<Mount>>,
+    names: Vec<String>,
 }
 
 /// How the mounts of an apply are reached.
@@ -81,7 +206,7 @@ impl Differ for Walking {
         mounts: &[Mount],
         options: ApplyOptions,
     ) -> Result<Descriptor> {
-        media::check_applicable(&descriptor.media_type)?;
+        self.processors.chain(&descriptor.media_type)?;
         if mounts.last().is_some_and(mounts::is_read_only) {
             return Err(Error::precondition("apply a layer to a read-only mount"));
         }
@@ -91,13 +216,17 @@ impl Differ for Walking {
             .reader_at(&scope.namespace, &digest)
             .await
             .context("failed to get reader from content store")?;
-        let mounts = mounts.to_vec();
         let cancelled = Cancelled::default();
         let _guard = cancelled.guard();
-        let (diff_id, size) = blocking(move || {
-            let stream = inflate(Reader::new(blob)).context("open layer")?;
+        let processors = self.processors.clone();
+        let media_type = descriptor.media_type.clone();
+        let work = move |recipes: Vec<Vec<Mount>>| {
+            let mounts = recipes.into_iter().next().unwrap_or_default();
+            let (steps, _) = processors.chain(&media_type)?;
+            let (stream, running) = processors::run(&steps, Reader::new(blob), &options.payloads)?;
+            let stream = inflate(stream).context("open layer")?;
             let stream = Hashed::new(stream, cancelled);
-            match place(&mounts) {
+            let applied = match place(&mounts) {
                 Place::Direct(target) => apply_to(&target, stream, options.sync_fs),
                 Place::Mounted => mount::with_temp_mount(&mounts, None, |root| {
                     let target = Target {
@@ -106,9 +235,10 @@ impl Differ for Walking {
                     };
                     apply_to(&target, stream, options.sync_fs)
                 }),
-            }
-        })
-        .await?;
+            };
+            running.finish_after(applied)
+        };
+        let (diff_id, size) = self.on(scope, [mounts, &[]], work).await?;
         Ok(Descriptor {
             media_type: media::LAYER.into(),
             digest: diff_id.to_string(),
@@ -140,13 +270,12 @@ impl Differ for Walking {
             .await
             .context("failed to open writer")?;
         let job = Job {
-            lower: lower.to_vec(),
-            upper: upper.to_vec(),
+            recipes: [lower.to_vec(), upper.to_vec()],
             compression,
             not_after: options.source_date_epoch.map(seconds).transpose()?,
         };
         let stored = self
-            .store(writer.as_mut(), job, named, options.labels)
+            .store(scope, writer.as_mut(), job, (named, options.labels))
             .await;
         drop(writer);
         let (digest, diff_id) = match stored {
@@ -164,8 +293,8 @@ impl Differ for Walking {
 
 /// One comparison.
 struct Job {
-    lower: Vec<Mount>,
-    upper: Vec<Mount>,
+    /// Lower and upper tree.
+    recipes: [Vec<Mount>; 2],
     compression: Compression,
     not_after: Option<i64>,
 }
@@ -174,10 +303,10 @@ impl Walking {
     /// Writes and commits the layer; its digest, and its diff id when that is another.
     async fn store(
         &self,
+        scope: &Scope,
         writer: &mut dyn Writer,
         job: Job,
-        named: bool,
-        mut labels: Labels,
+        (named, mut labels): (bool, Labels),
     ) -> Result<(Digest, Option<Digest>)> {
         if named && writer.status().offset > 0 {
             writer.truncate(0).await?;
@@ -186,7 +315,9 @@ impl Walking {
         let cancelled = Cancelled::default();
         let _guard = cancelled.guard();
         let (sender, receiver) = ChunkSender::pair();
-        let produced = blocking(move || produce(&job, sender, &cancelled));
+        let [lower, upper] = job.recipes.clone();
+        let work = move |recipes: Vec<Vec<Mount>>| produce(&job, &recipes, sender, &cancelled);
+        let produced = self.on(scope, [&lower, &upper], work);
         let (produced, consumed) = futures::join!(produced, consume(writer, receiver));
         // When storing failed, the producer's broken pipe is only a consequence.
         consumed.context("failed to write diff")?;
@@ -252,7 +383,7 @@ fn apply_to(
 }
 
 /// A broken archive is the caller's fault, not an unknown one.
-fn classify(e: io::Error, what: &'static str) -> Error {
+pub(crate) fn classify(e: io::Error, what: &'static str) -> Error {
     let kind = match e.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Some(Kind::InvalidArgument),
         // A name that an archive gave, not one that a client asked for.
@@ -266,10 +397,20 @@ fn classify(e: io::Error, what: &'static str) -> Error {
     }
 }
 
-fn produce(job: &Job, sender: ChunkSender, cancelled: &Cancelled) -> Result<Digest> {
-    let changes = compare::changes_of(&job.lower, &job.upper);
-    let read_only = mounts::read_only(&job.upper);
-    mount::with_temp_mount(&job.lower, None, |lower| {
+fn produce(
+    job: &Job,
+    active: &[Vec<Mount>],
+    sender: ChunkSender,
+    cancelled: &Cancelled,
+) -> Result<Digest> {
+    let [lower, upper] = active else {
+        return Err(Error::internal("a comparison is of two trees"));
+    };
+    let [asked_lower, asked_upper] = &job.recipes;
+    let changes = compare::changes_of(lower, upper)
+        .or_else(|| compare::changes_over_images(asked_lower, asked_upper, upper));
+    let read_only = mounts::read_only(upper);
+    mount::with_temp_mount(lower, None, |lower| {
         mount::with_temp_mount(&read_only, None, |upper| {
             let trees = Trees {
                 lower,
@@ -326,11 +467,11 @@ fn unique_ref() -> String {
 pub fn registration() -> Registration {
     Registration::new::<kinds::Differ>("walking")
         .requires::<kinds::Metadata>()
+        .requires::<kinds::MountManager>()
         .init_plain(|cx| {
             Box::pin(async move {
                 cx.host_platform();
-                let content = cx.single::<kinds::Metadata>()?.content();
-                Ok(Arc::new(Walking::new(content)) as Arc<dyn Differ>)
+                Ok(Arc::new(Walking::of(cx)?) as Arc<dyn Differ>)
             })
         })
 }

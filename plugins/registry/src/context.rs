@@ -21,6 +21,8 @@ pub struct Properties {
     pub ttrpc_address: String,
     /// The daemon's own version, as `ctr version` shows it.
     pub version: String,
+    /// The `stream_processors` table of the config, which the differs read.
+    pub stream_processors: BTreeMap<String, toml::Value>,
     /// The `timeouts` table of the config.
     pub timeouts: BTreeMap<String, std::time::Duration>,
 }

@@ -1,4 +1,4 @@
-//! File systems that lie in files.
+//! File systems that lie in files: mounted, and erofs ones made.
 //!
 //! erofs is mounted from the file itself where the kernel can (6.12); everything else, and erofs on older kernels, goes
 //! over a loop device that goes away with the mount.
@@ -7,8 +7,9 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
-use corten_core::{Context, Error, Mount, Result};
+use corten_core::{Context, Error, Kind, Mount, Result};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -106,4 +107,55 @@ fn text(options: &[String]) -> Result<CString> {
 pub fn kernel_knows(kind: &str) -> bool {
     std::fs::read_to_string("/proc/filesystems")
         .is_ok_and(|all| all.lines().any(|l| l.split('\t').nth(1) == Some(kind)))
+}
+
+/// Makes `to` an erofs image of the folder `from`, under another name until it is whole.
+///
+/// # Errors
+/// What mkfs.erofs says.
+pub fn make_erofs(from: &Path, to: &Path, options: &[String]) -> Result<()> {
+    let unfinished = to.with_extension("new");
+    let mut command = Command::new("mkfs.erofs");
+    command
+        .args(["--quiet", "-Enoinline_data"])
+        .args(options)
+        .args([&unfinished, from]);
+    let made = command
+        .output()
+        .context("run mkfs.erofs")
+        .and_then(|out| succeeded("mkfs.erofs", &out))
+        .and_then(|()| Ok(std::fs::rename(&unfinished, to)?));
+    if made.is_err() {
+        // Absent when mkfs did not come to make it.
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    made
+}
+
+/// An error with what the program said, unless it succeeded.
+///
+/// # Errors
+/// See above.
+pub fn succeeded(program: &str, out: &Output) -> Result<()> {
+    if out.status.success() {
+        return Ok(());
+    }
+    let said = [out.stdout.as_slice(), &out.stderr].concat();
+    Err(Error::new(
+        Kind::Unknown,
+        format!(
+            "{program} failed: {}: {}",
+            String::from_utf8_lossy(&said).trim(),
+            out.status
+        ),
+    ))
+}
+
+/// What mkfs.erofs says of its options; they differ between releases.
+///
+/// # Errors
+/// NotFound when it is not installed.
+pub fn mkfs_erofs_help() -> Result<String> {
+    let out = Command::new("mkfs.erofs").arg("--help").output()?;
+    Ok(String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
 }

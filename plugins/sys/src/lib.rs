@@ -1,6 +1,6 @@
 //! System calls that the daemon needs and its other crates may not make themselves: mounts, FIFOs, xattrs, safe path
-//! resolution, tree walks. The daemon's only `unsafe` is in [`idmap`], [`loopdev`] and [`seal`], where no safe wrapper
-//! exists.
+//! resolution, tree walks. The daemon's only `unsafe` is in [`idmap`], [`loopdev`], [`payload`] and [`seal`], where
+//! no safe wrapper exists.
 //!
 //! Everything here blocks. Async callers go through [`blocking`].
 
@@ -13,6 +13,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod options;
 pub mod overlay;
+pub mod payload;
 pub mod root;
 pub mod seal;
 pub mod tree;

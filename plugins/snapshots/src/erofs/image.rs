@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use corten_core::{Context, Error, Kind, Mount, Result};
+use corten_core::{Context, Error, Mount, Result};
+use corten_sys::image::make_erofs;
 use corten_sys::mount;
 
 pub(crate) const LAYER: &str = "layer.erofs";
@@ -71,14 +71,14 @@ pub(crate) fn convert(tree: &Path, block: bool) -> Result<Image> {
         mount::mount_one(&m, &upper)
             .with_context(|| format!("failed to mount writable layer {}", writable.display()))?;
         let made = match upper.join("upper") {
-            inner if inner.is_dir() => mkfs(&inner, &path),
+            inner if inner.is_dir() => make_erofs(&inner, &path, &[]),
             _ => empty(tree, &path),
         };
         let unmounted = mount::unmount_all(&upper, false);
         made.context("failed to convert upper block to erofs layer")?;
         unmounted?;
     } else {
-        mkfs(&upper, &path).context("failed to convert upper to erofs layer")?;
+        make_erofs(&upper, &path, &[]).context("failed to convert upper to erofs layer")?;
         for entry in fs::read_dir(&upper).context("list layer")? {
             let entry = entry.context("list layer")?.path();
             if let Err(error) = corten_sys::tree::remove(&entry) {
@@ -93,51 +93,6 @@ pub(crate) fn convert(tree: &Path, block: bool) -> Result<Image> {
 fn empty(tree: &Path, path: &Path) -> Result<()> {
     let dir = tree.join("empty");
     fs::create_dir_all(&dir).context("make empty layer")?;
-    mkfs(&dir, path)?;
+    make_erofs(&dir, path, &[])?;
     fs::remove_dir(&dir).context("remove empty layer")
-}
-
-/// Under another name until it is whole.
-fn mkfs(dir: &Path, path: &Path) -> Result<()> {
-    let unfinished = path.with_extension("new");
-    let mut command = Command::new("mkfs.erofs");
-    command
-        .args(["--quiet", "-Enoinline_data"])
-        .arg(&unfinished)
-        .arg(dir);
-    let made = run(&mut command).and_then(|_| Ok(fs::rename(&unfinished, path)?));
-    if made.is_err() {
-        // Absent when mkfs did not come to make it.
-        let _ = fs::remove_file(&unfinished);
-    }
-    made
-}
-
-fn run(command: &mut Command) -> Result<Output> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let out = command.output().with_context(|| format!("run {program}"))?;
-    if out.status.success() {
-        return Ok(out);
-    }
-    let said = [out.stdout, out.stderr].concat();
-    Err(Error::new(
-        Kind::Unknown,
-        format!(
-            "{program} failed: {}: {}",
-            String::from_utf8_lossy(&said).trim(),
-            out.status
-        ),
-    ))
-}
-
-/// What mkfs.erofs says of itself.
-///
-/// # Errors
-/// NotFound when it is not installed.
-pub(crate) fn mkfs_version() -> Result<String> {
-    // Old ones fail for want of arguments, after they said who they are.
-    let out = Command::new("mkfs.erofs").arg("-V").output()?;
-    let said = [out.stdout, out.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    Ok(said.lines().next().unwrap_or_default().to_owned())
 }

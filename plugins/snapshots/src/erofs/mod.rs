@@ -357,7 +357,7 @@ fn unusable(root: &Path) -> Option<String> {
     if !images::kernel_knows("erofs") {
         return Some("EROFS unsupported, please `modprobe erofs`".into());
     }
-    if let Err(e) = image::mkfs_version() {
+    if let Err(e) = images::mkfs_erofs_help() {
         return Some(format!("mkfs.erofs: {e}"));
     }
     let works = overlay::probe(root);

@@ -32,6 +32,20 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
+/// Where the command line of this process lies in its memory; an empty range when the kernel does not say.
+pub fn arguments() -> (usize, usize) {
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
+        return (0, 0);
+    };
+    // proc(5): after the name in parentheses come state as field 3, arg_start as 48 and arg_end as 49.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut numbers = fields.split_whitespace().skip(48 - 3).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(start)), Some(Ok(end))) if start < end => (start, end),
+        _ => (0, 0),
+    }
+}
+
 /// The user namespace that owns the namespace behind `ns`.
 pub fn owner_of(ns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     const NS_GET_USERNS: libc::Ioctl = 0xb701;

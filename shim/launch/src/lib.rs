@@ -29,7 +29,7 @@ mod plan;
 mod sys;
 mod wire;
 
-pub use children::{owner_of, peek_child, pid_of, signal, trim_heap};
+pub use children::{arguments, owner_of, peek_child, pid_of, signal, trim_heap};
 pub use parked::{Exit, Failure, Kind, Parked, Status, reap, spawn, user_namespace};
 pub use plan::{
     Caps, Exec, Fd, FsOption, IdMaps, Make, Node, Op, Plan, Rlimit, SLOTS, Sched, Step, cstr,

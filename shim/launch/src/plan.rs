@@ -303,7 +303,10 @@ pub enum Op {
     LoopbackUp,
     /// The end of a plan without a program: reports `Status::Ready`, then does nothing but hold its namespaces until
     /// the parent is gone. Orphans it inherits are not kept as zombies; seccomp leaves it read and write.
-    Hold,
+    Hold {
+        /// Where the parent's command line lies, see [`crate::arguments`]: not for the pod to read.
+        arguments: (usize, usize),
+    },
 }
 
 /// What to execute at the end.

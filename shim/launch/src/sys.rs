@@ -434,6 +434,17 @@ pub(crate) fn default_signals() {
     let _ = refs!(libc::SYS_rt_sigprocmask, set, p(&none), 0, PTR);
 }
 
+/// Calls this process `name`; its command line, as /proc shows it, is at `arguments`.
+pub(crate) fn rename((start, end): (usize, usize), name: &CStr) {
+    for (at, address) in (start..end).enumerate() {
+        let byte = name.to_bytes().get(at).copied().unwrap_or(0);
+        let place = ptr::with_exposed_provenance_mut::<u8>(address);
+        // SAFETY: the kernel named this range: the strings of execve(2), writable, read by nothing that runs from here on.
+        unsafe { place.write_volatile(byte) };
+    }
+    let _ = refs!(libc::SYS_prctl, libc::PR_SET_NAME as usize, p(name));
+}
+
 /// From now on the kernel collects this process' children by itself.
 pub(crate) fn ignore_children() {
     let action = [libc::SIG_IGN, 0, 0, 0];

@@ -47,7 +47,8 @@ pub fn plan_holder(
     plan.push(Op::BoundingSet(0), "drop capabilities");
     plan.push(Op::SetCaps(Caps::default()), "drop capabilities");
     plan.push(Op::NoNewPrivs, "set no_new_privs");
-    plan.push(Op::Hold, "hold");
+    let arguments = corten_launch::arguments();
+    plan.push(Op::Hold { arguments }, "hold");
     Ok(plan)
 }
 
@@ -158,6 +159,9 @@ mod tests {
         let has = |line: &str| status.lines().any(|l| l == line);
         assert!(has("CapEff:\t0000000000000000") && has("CapBnd:\t0000000000000000"));
         assert!(has("Seccomp:\t1") && has("NoNewPrivs:\t1"), "{status}");
+        assert!(has("Name:\tpod"), "{status}");
+        let line = std::fs::read_to_string(format!("{proc}/cmdline")).expect("its command line");
+        assert_eq!(line.trim_end_matches('\0'), "pod");
         let root = std::fs::read_dir(format!("{proc}/root")).expect("its root");
         assert_eq!(root.count(), 0);
         // It ends with whoever started it.

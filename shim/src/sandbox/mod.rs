@@ -93,7 +93,7 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateSandboxRequest) -> Re
             "create: sandbox_id and bundle_path are required",
         ));
     }
-    let _reservation = shim.reserve(id)?;
+    let reservation = shim.reserve(id)?;
     if shim.sandbox().is_some() {
         return Err(Error::exists(format!("sandbox {id}")));
     }
@@ -105,10 +105,14 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateSandboxRequest) -> Re
     let driver = cgroup::Options {
         systemd: options.systemd_cgroup,
     };
-    if let Err(e) = draft
+    let mut built = draft
         .build(shim, id, &bundle, spec, pod.as_ref(), &driver)
-        .await
-    {
+        .await;
+    if reservation.is_cancelled() {
+        let cancelled = || Error::unavailable("create was cancelled by a shutdown");
+        built = built.and_then(|()| Err(cancelled()));
+    }
+    if let Err(e) = built {
         draft.undo(shim).await;
         return Err(e.context(format!("create sandbox {id}")));
     }
@@ -135,6 +139,8 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateSandboxRequest) -> Re
 
 /// ShutdownSandbox: nothing is left of it, and the shim goes once it serves no container. Fine without a sandbox.
 pub(crate) async fn shutdown(shim: &Rc<Shim>, id: &str) -> Result<()> {
+    // Of a daemon that did not wait for its create.
+    shim.cancel_create(id).await;
     if let Some(sandbox) = shim.sandbox() {
         if sandbox.id != id {
             return Err(unknown(id));

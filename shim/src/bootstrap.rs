@@ -72,8 +72,6 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
         .read_to_end(&mut stdin)
         .context("read bootstrap parameters")?;
     let request = Request::parse(&stdin, flags)?;
-    // An unusable option must fail the start, not the first Create.
-    request.options.check()?;
 
     let bundle = std::env::current_dir().context("find the bundle")?;
     // CreateSandbox brings none of its own; the Create of a task does, and writes them again.

@@ -8,6 +8,7 @@
 //! at the same address, if nobody listens there. Daemons before 2.4 run no other `delete` for a pod whose shim died.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use corten_oci::{Cgroup, Spec, cgroup};
@@ -16,6 +17,7 @@ use corten_protos::time;
 use prost::Message;
 
 use crate::bundle::{self, Exit};
+use crate::engine::{binary::Binary, native};
 use crate::error::{Context, Error, Result};
 use crate::flags::Flags;
 use crate::{bootstrap, hooks, rootfs, sandbox, server, socket, task};
@@ -44,7 +46,7 @@ async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
     if let Ok(spec) = &spec
         && existed
     {
-        problems.extend(end_processes(spec, &flags.id, &bundle).await);
+        problems.extend(end_processes(spec, &flags.namespace, &flags.id, &bundle).await);
     }
     let at = time::now();
     if let Err(e) = rootfs::unmount(&bundle.join("rootfs")) {
@@ -54,7 +56,7 @@ async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
     if let Some(address) = remove_dead_socket(&bundle)
         && bootstrap::group(&bundle, &flags.id).is_ok_and(|group| group == flags.id)
     {
-        end_group(&bundle, &flags.id, &address).await;
+        end_group(&bundle, &flags.namespace, &flags.id, &address).await;
     }
     // After the kill, as the specification has it; the hooks of a container whose shim died have not run yet.
     if let Ok(spec) = &spec
@@ -81,9 +83,18 @@ async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
 }
 
 /// Kills what is in a container's cgroup, and removes that. Says what went wrong.
-async fn end_processes(spec: &Spec, id: &str, bundle: &Path) -> Vec<Error> {
+async fn end_processes(spec: &Spec, namespace: &str, id: &str, bundle: &Path) -> Vec<Error> {
+    let kept = bundle::read_options(bundle);
+    let reaper = Rc::default();
+    if let Some(binary) = Binary::of(&kept, namespace, id, bundle, &reaper) {
+        // That runs the poststop hooks, too.
+        let _ = bundle::claim_poststop(bundle);
+        let deleted = binary.delete(true).await.context("delete the container");
+        return deleted.err().into_iter().collect();
+    }
+    native::remove_rdt(bundle, id);
     let options = cgroup::Options {
-        systemd: bundle::read_options(bundle).systemd_cgroup,
+        systemd: kept.systemd_cgroup,
     };
     let cgroup = match Cgroup::open(spec, id, &options) {
         Ok(cgroup) => cgroup,
@@ -116,7 +127,7 @@ fn remove_dead_socket(bundle: &Path) -> Option<String> {
 }
 
 /// Ends what is left of the containers that were served at `address`; the rest of them is left to their own `delete`.
-async fn end_group(bundle: &Path, id: &str, address: &str) {
+async fn end_group(bundle: &Path, namespace: &str, id: &str, address: &str) {
     for sibling in siblings(bundle) {
         let name = sibling.file_name().and_then(|name| name.to_str());
         let Some(name) = name.filter(|name| *name != id) else {
@@ -128,7 +139,7 @@ async fn end_group(bundle: &Path, id: &str, address: &str) {
         let Ok(spec) = bundle::read_spec(&sibling) else {
             continue;
         };
-        for problem in end_processes(&spec, name, &sibling).await {
+        for problem in end_processes(&spec, namespace, name, &sibling).await {
             crate::log::warning!("delete {id}: end {name}: {problem}");
         }
         if let Err(e) = rootfs::unmount(&sibling.join("rootfs")) {

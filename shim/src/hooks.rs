@@ -10,6 +10,7 @@ use corten_oci::{Place, Spec, hooks as oci_hooks, spec::Hook};
 use rustix::fs::OFlags;
 use tokio::io::Interest;
 
+use crate::engine::native;
 use crate::error::{Context, Error, Result};
 use crate::log;
 use crate::readiness::watch;
@@ -94,6 +95,15 @@ async fn run_one(
     };
     let run = oci_hooks::prepare(hook, &state, place)?;
     let mut child = Child::spawn(reaper, &run.plan).context(format!("start {}", run.path))?;
+    let pid = child.pidfd.pid();
+    let confined = matches!(place, Place::Container { .. });
+    match confined.then(|| native::agent(subject, pid)).transpose() {
+        Ok(agent) => child.inform(agent.flatten()),
+        Err(e) => {
+            child.destroy(reaper).await;
+            return Err(e);
+        }
+    }
     let (output, timeout) = (run.output, run.timeout);
     // The write ends of the pipes are the hook's alone from here on, or its output would never end.
     drop(run.plan);

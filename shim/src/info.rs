@@ -28,7 +28,10 @@ pub(crate) fn runtime_info() -> Result<Vec<u8>, String> {
         .map_err(|e| format!("read runtime options: {e}"))?;
     let given = Any::decode(stdin.as_slice()).map_err(|e| format!("parse runtime options: {e}"))?;
     let options = Options::from_any(Some(&given)).map_err(|e| e.to_string())?;
-    options.check().map_err(|e| e.to_string())?;
+    let features = match options.binary_name.as_str() {
+        "" => Some(pack_json(OCI_FEATURES, features().to_string())),
+        binary => binary_features(binary),
+    };
     let options = (!given.type_url.is_empty()).then(|| {
         pack(&RuncOptions {
             no_pivot_root: options.no_pivot_root,
@@ -36,6 +39,7 @@ pub(crate) fn runtime_info() -> Result<Vec<u8>, String> {
             shim_cgroup: options.shim_cgroup,
             io_uid: options.io_uid,
             io_gid: options.io_gid,
+            binary_name: options.binary_name,
             root: options.root,
             systemd_cgroup: options.systemd_cgroup,
             ..RuncOptions::default()
@@ -48,10 +52,18 @@ pub(crate) fn runtime_info() -> Result<Vec<u8>, String> {
             revision: String::new(),
         }),
         options,
-        features: Some(pack_json(OCI_FEATURES, features().to_string())),
+        features,
         annotations: Default::default(),
     };
     Ok(info.encode_to_vec())
+}
+
+/// What another runtime says of itself; one that knows no such command says nothing.
+fn binary_features(program: &str) -> Option<Any> {
+    let answer = std::process::Command::new(program).arg("features").output();
+    let text = answer.ok().filter(|a| a.status.success())?.stdout;
+    let valid = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok();
+    valid.then(|| pack_json(OCI_FEATURES, text))
 }
 
 /// The features document of the specification, as far as the engine goes.
@@ -79,10 +91,10 @@ fn features() -> serde_json::Value {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {"modes": MEMORY_MODES, "flags": MEMORY_FLAGS},
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
+            "netDevices": {"enabled": true},
         },
         "annotations": {"io.containerd.corten.version": VERSION},
     })
@@ -95,6 +107,7 @@ const SECCOMP_ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];

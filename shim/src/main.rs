@@ -15,6 +15,7 @@
 mod bootstrap;
 mod bundle;
 mod cleanup;
+mod engine;
 mod error;
 mod events;
 mod flags;

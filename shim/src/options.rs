@@ -60,17 +60,6 @@ impl Options {
         )))
     }
 
-    /// Fails for what this shim cannot honour, loudly rather than by ignoring it.
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.binary_name.is_empty() {
-            return Ok(());
-        }
-        Err(Error::unimplemented(format!(
-            "options.binary_name {:?}: io.containerd.corten.v2 is itself the OCI runtime and runs no other binary",
-            self.binary_name
-        )))
-    }
-
     fn from_generic(generic: &Generic) -> Result<Self> {
         let body = if generic.config_body.is_empty() && !generic.config_path.is_empty() {
             std::fs::read(&generic.config_path)
@@ -160,15 +149,5 @@ mod tests {
         assert_eq!(Options::from_any(Some(&toml)).unwrap(), want);
         assert_eq!(Options::from_any(Some(&json)).unwrap(), want);
         assert_eq!(Options::from_any(None).unwrap(), Options::default());
-    }
-
-    #[test]
-    fn another_runtime_binary_is_refused() {
-        let options = Options {
-            binary_name: "crun".into(),
-            ..Options::default()
-        };
-        assert!(options.check().unwrap_err().to_string().contains("crun"));
-        Options::default().check().unwrap();
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! No `waitpid(-1)` anywhere: a status is collected only by whoever holds the pidfd, or for a pid nobody follows.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use corten_launch::Exit;
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitOptions, pidfd_open, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +28,13 @@ pub(crate) struct Pidfd {
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
     followed: RefCell<BTreeSet<i32>>,
+    /// While somebody is about to adopt a stray, none is swept.
+    holds: Cell<usize>,
 }
+
+/// Keeps every exited stray as it is.
+#[derive(Debug)]
+pub(crate) struct Hold<'a>(&'a Reaper);
 
 // === impl Pidfd ===
 
@@ -59,6 +65,24 @@ impl Reaper {
             pid,
             fd: Rc::new(fd),
         })
+    }
+
+    /// Until this is dropped no stray is swept.
+    pub(crate) fn hold(&self) -> Hold<'_> {
+        self.holds.set(self.holds.get() + 1);
+        Hold(self)
+    }
+
+    /// Takes responsibility for a stray: a process that somebody else made and left to us. It may have exited already,
+    /// under a hold.
+    pub(crate) fn adopt(&self, pid: i32) -> io::Result<Pidfd> {
+        let number = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
+        let number = number.ok_or(rustix::io::Errno::SRCH)?;
+        let fd = pidfd_open(number, PidfdFlags::empty())?;
+        // Fails for a process that is not our child, which could never be waited for.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(fd.as_fd()), look)?;
+        self.follow(pid, fd.as_fd())
     }
 
     /// Leaves a child to the sweep.
@@ -98,6 +122,9 @@ impl Reaper {
     /// Collects exited children nobody follows. Stops at a followed one, which the kernel reports first: its own
     /// watcher is about to collect it and then sweeps on.
     fn sweep(&self) {
+        if self.holds.get() > 0 {
+            return;
+        }
         while let Ok(Some(pid)) = corten_launch::peek_child() {
             if self.followed.borrow().contains(&pid) {
                 return;
@@ -110,5 +137,14 @@ impl Reaper {
                 return;
             }
         }
+    }
+}
+
+// === impl Hold ===
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.holds.set(self.0.holds.get() - 1);
+        self.0.sweep();
     }
 }

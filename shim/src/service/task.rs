@@ -57,15 +57,15 @@ pub(super) async fn call(shim: &Rc<Shim>, method: &str, payload: &[u8]) -> Resul
         "Create" => encode(create(shim, decode(payload)?).await?),
         "Start" => encode(start(shim, decode(payload)?).await?),
         "Delete" => encode(delete(shim, decode(payload)?).await?),
-        "Pids" => encode(pids(shim, &decode(payload)?)?),
+        "Pids" => encode(pids(shim, decode(payload)?).await?),
         "Pause" => encode(pause(shim, decode(payload)?).await?),
         "Resume" => encode(resume(shim, decode(payload)?).await?),
         "Checkpoint" => encode(checkpoint(shim, &decode(payload)?)?),
-        "Kill" => encode(kill(shim, &decode(payload)?)?),
+        "Kill" => encode(kill(shim, decode(payload)?).await?),
         "Exec" => encode(exec(shim, &decode(payload)?)?),
         "ResizePty" => encode(resize_pty(shim, &decode(payload)?)?),
         "CloseIO" => encode(close_io(shim, &decode(payload)?)?),
-        "Update" => encode(update(shim, decode(payload)?)?),
+        "Update" => encode(update(shim, decode(payload)?).await?),
         WAIT => encode(wait(shim, decode(payload)?).await?),
         "Stats" => encode(stats(shim, &decode(payload)?)?),
         "Connect" => encode(connect(shim, &decode(payload)?)?),
@@ -131,9 +131,9 @@ async fn delete(shim: &Rc<Shim>, r: DeleteRequest) -> Result<DeleteResponse> {
     })
 }
 
-fn pids(shim: &Shim, r: &PidsRequest) -> Result<PidsResponse> {
+async fn pids(shim: &Shim, r: PidsRequest) -> Result<PidsResponse> {
     let container = shim.container(&r.id)?;
-    let pids = container.cgroup.pids()?;
+    let pids = container.pids().await?;
     let execs = container.execs.borrow();
     let info = |pid: u32| {
         execs.values().find(|e| e.pid() == pid).map(|e| {
@@ -158,10 +158,7 @@ async fn pause(shim: &Shim, r: PauseRequest) -> Result<Empty> {
     let container = shim.container(&r.id)?;
     let _order = container.init.order.lock().await;
     container.init.state.get().transition(Move::Pause)?;
-    container
-        .cgroup
-        .freeze()
-        .context("OCI runtime pause failed")?;
+    container.freeze().await?;
     container.init.advance(Move::Pause)?;
     shim.events.publish(&TaskPaused { container_id: r.id });
     Ok(Empty {})
@@ -171,10 +168,7 @@ async fn resume(shim: &Shim, r: ResumeRequest) -> Result<Empty> {
     let container = shim.container(&r.id)?;
     let _order = container.init.order.lock().await;
     container.init.state.get().transition(Move::Resume)?;
-    container
-        .cgroup
-        .thaw()
-        .context("OCI runtime resume failed")?;
+    container.thaw().await?;
     container.init.advance(Move::Resume)?;
     shim.events.publish(&TaskResumed { container_id: r.id });
     Ok(Empty {})
@@ -187,7 +181,7 @@ fn checkpoint(shim: &Shim, r: &CheckpointTaskRequest) -> Result<Empty> {
     ))
 }
 
-fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
+async fn kill(shim: &Shim, r: KillRequest) -> Result<Empty> {
     let (container, process) = shim.process(&r.id, &r.exec_id)?;
     let signal = i32::try_from(r.signal)
         .ok()
@@ -198,6 +192,19 @@ fn kill(shim: &Shim, r: &KillRequest) -> Result<Empty> {
         return Err(finished());
     }
     // Nobody else kills the others when init's death does not.
+    if let Some(binary) = container.binary.as_ref().filter(|_| is_init) {
+        // The probe tells a process that has just ended from a runtime that fails.
+        process.signal(0)?;
+        if let Err(e) = binary.kill(signal, r.all).await {
+            process.signal(0)?;
+            return Err(e);
+        }
+        if signal == SIGKILL && process.state.get() == State::Paused {
+            // Best effort: not every runtime leaves that to its caller.
+            let _ = container.cgroup.thaw();
+        }
+        return Ok(Empty {});
+    }
     let everyone = is_init && (r.all || (signal == SIGKILL && !container.private_pids));
     if everyone {
         match signal {
@@ -271,15 +278,11 @@ fn close_io(shim: &Shim, r: &CloseIoRequest) -> Result<Empty> {
     Ok(Empty {})
 }
 
-fn update(shim: &Shim, r: UpdateTaskRequest) -> Result<Empty> {
+async fn update(shim: &Shim, r: UpdateTaskRequest) -> Result<Empty> {
     let container = shim.container(&r.id)?;
     container.init.state.get().allow(Need::Update)?;
     let resources = r.resources.unwrap_or_default();
-    let resources = corten_oci::Resources::parse(&resources.value)?;
-    container
-        .cgroup
-        .update(&resources)
-        .context("OCI runtime update failed")?;
+    container.limit(&resources.value).await?;
     Ok(Empty {})
 }
 

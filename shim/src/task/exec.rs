@@ -15,7 +15,9 @@ use super::process::Process;
 use super::state::{Move, Need};
 use super::{Container, Shim, exit};
 use crate::bundle::{self, Exit};
+use crate::engine::native;
 use crate::error::{Context, Error, Result};
+use crate::hooks::Subject;
 use crate::io::{self, Stdio};
 use crate::log;
 
@@ -132,7 +134,11 @@ async fn launch(shim: &Rc<Shim>, container: &Container, exec: &Process) -> Resul
     if outcome.is_err() {
         io.close().await;
     }
-    outcome.context(EXEC)
+    outcome.context(match container.binary {
+        // Its own words go on: "exec failed: ..".
+        Some(_) => "OCI runtime exec failed",
+        None => EXEC,
+    })
 }
 
 async fn run(
@@ -156,6 +162,13 @@ async fn run(
             container.id
         )));
     }
+    if let Some(binary) = &container.binary {
+        let made = binary.exec(&exec.exec_id, process, streams, io).await?;
+        bundle::write_pid(&container.bundle, &exec.exec_id, made.pid())?;
+        // A fresh cell takes its first value.
+        let _ = exec.pidfd.set(made);
+        return Ok(());
+    }
     let spec = bundle::read_spec(&container.bundle)?;
     let plan = plan_exec(
         &spec,
@@ -170,12 +183,26 @@ async fn run(
             cache: shim.cache(&spec),
         },
     )?;
-    drop(spec);
     for warning in &plan.warnings {
         log::warning!("exec {}: {warning}", exec.exec_id);
     }
     let mut child = Child::spawn(&shim.reaper, &plan.plan)?;
     drop(plan);
+    let subject = Subject {
+        spec: &spec,
+        id: &container.id,
+        bundle: &container.bundle,
+        pid: init.pid(),
+        status: "running",
+    };
+    match native::agent(subject, child.pidfd.pid()) {
+        Ok(agent) => child.inform(agent),
+        Err(e) => {
+            child.destroy(&shim.reaper).await;
+            return Err(e);
+        }
+    }
+    drop(spec);
     let begun = match child.settle().await {
         Ok(Status::Ready) => begin(container, exec, &mut child, io).await,
         Ok(Status::Failed(failure)) => Err(failed(failure)),

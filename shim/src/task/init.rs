@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use corten_launch::Status;
-use corten_oci::{Cgroup, HOOKS, InitParams, Place, Spec, cgroup, plan_init};
+use corten_oci::{Cgroup, HOOKS, InitParams, Place, Spec, cgroup, netdev, plan_init};
 use corten_protos::containerd::events::{TaskCreate, TaskDelete, TaskIo, TaskStart};
 use corten_protos::containerd::task::v3::CreateTaskRequest;
 use tokio::task::spawn_local;
@@ -16,11 +16,13 @@ use super::process::{Process, SIGKILL};
 use super::state::{Move, State};
 use super::{Container, Reservation, Shim, exit};
 use crate::bundle::{self, Exit};
+use crate::engine::{binary::Binary, native};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, Subject};
 use crate::io::{self, Io, Stdio};
 use crate::log;
 use crate::options::Options;
+use crate::reaper::Pidfd;
 use crate::{oom, rootfs};
 
 const CREATE: &str = "OCI runtime create failed";
@@ -39,6 +41,9 @@ struct Draft {
     io: Option<Rc<Io>>,
     cgroup: Option<Cgroup>,
     child: Option<Child>,
+    /// The runtime that is to make it, and what that made.
+    binary: Option<Rc<Binary>>,
+    adopted: Option<Pidfd>,
 }
 
 /// Create: mounts, streams, cgroup, process up to its gate.
@@ -53,7 +58,6 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
         ));
     }
     let options = Options::from_any(request.options.as_ref())?;
-    options.check()?;
     let bundle = PathBuf::from(&request.bundle);
     let mut spec = bundle::read_spec(&bundle).context(CREATE)?;
     if let Some(sandbox) = shim.sandbox() {
@@ -67,7 +71,11 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
         io: None,
         cgroup: None,
         child: None,
+        binary: None,
+        adopted: None,
     };
+    let (id, namespace) = (&draft.id, &shim.namespace);
+    draft.binary = Binary::of(&draft.options, namespace, id, &draft.bundle, &shim.reaper);
     bundle::write_options(&draft.bundle, &draft.options)?;
     let stdio = Stdio {
         stdin: request.stdin.clone(),
@@ -118,6 +126,14 @@ pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<
     let init = &container.init;
     let _order = init.order.lock().await;
     init.state.get().transition(Move::Start)?;
+    if let Some(binary) = &container.binary {
+        if let Err(e) = binary.start().await {
+            let _ = init.signal(SIGKILL);
+            return Err(e.context(START));
+        }
+        init.advance(Move::Start)?;
+        return Ok(tell_start(shim, container));
+    }
     let child = init.child.borrow_mut().take();
     // The only way here without a child: it died, and its exit waits for the lock held above.
     let mut child = child.ok_or_else(|| Error::unknown("cannot start a stopped process"))?;
@@ -161,12 +177,16 @@ pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<
         let _ = child.pidfd.signal(SIGKILL);
         return Err(e.context(START));
     }
-    let pid = init.pid();
+    Ok(tell_start(shim, container))
+}
+
+fn tell_start(shim: &Shim, container: &Container) -> u32 {
+    let pid = container.init.pid();
     shim.events.publish(&TaskStart {
         container_id: container.id.clone(),
         pid,
     });
-    Ok(pid)
+    pid
 }
 
 /// Delete of the container: a created one is killed first, a stopped one taken apart.
@@ -189,10 +209,15 @@ pub(crate) async fn delete(shim: &Rc<Shim>, container: &Rc<Container>) -> Result
     if let Some(watch) = container.oom_watch.borrow_mut().take() {
         watch.abort();
     }
-    remove_cgroup(&container.cgroup, CGROUP_PATIENCE)
-        .await
-        .context(DELETE)?;
-    run_poststop(shim, &container.id, &container.bundle).await;
+    if let Some(binary) = &container.binary {
+        binary.delete(false).await.context(DELETE)?;
+    } else {
+        remove_cgroup(&container.cgroup, CGROUP_PATIENCE)
+            .await
+            .context(DELETE)?;
+        native::remove_rdt(&container.bundle, &container.id);
+        run_poststop(shim, &container.id, &container.bundle).await;
+    }
     rootfs::unmount(&container.bundle.join("rootfs")).context("failed rootfs umount")?;
     init.advance(Move::Delete)?;
     shim.remove(&container.id);
@@ -267,6 +292,13 @@ impl Draft {
         let owner = (self.options.io_uid, self.options.io_gid);
         let (streams, io) = io::open(shim, &self.id, stdio, owner, &self.spec_console()).await?;
         self.io = Some(io.clone());
+        if let Some(binary) = self.binary.clone() {
+            let made = binary.create(streams, &io).await.context(CREATE)?;
+            reservation.follow(&made);
+            self.cgroup = Some(Cgroup::of(made.pid()).context(CREATE)?);
+            self.adopted = Some(made);
+            return Ok(());
+        }
         let cgroup_options = cgroup::Options {
             systemd: self.options.systemd_cgroup,
         };
@@ -295,11 +327,22 @@ impl Draft {
         if reservation.is_cancelled() {
             return Err(Error::unavailable("create was cancelled by a delete"));
         }
-        bundle::write_pid(&self.bundle, "", child.pidfd.pid())?;
+        let pid = child.pidfd.pid();
+        bundle::write_pid(&self.bundle, "", pid)?;
+        let subject = Subject {
+            spec: &self.spec,
+            id: &self.id,
+            bundle: &self.bundle,
+            pid,
+            status: "creating",
+        };
+        child.inform(native::agent(subject, pid)?);
+        native::join_rdt(&self.spec, &self.id, pid).context(CREATE)?;
         loop {
             match child.settle().await.context(CREATE)? {
                 Status::Ready => break,
                 Status::Rendezvous(HOOKS) => {
+                    netdev::attach(&self.spec, pid).context(CREATE)?;
                     run_create_hooks(shim, &self.spec, &self.id, &self.bundle, child)
                         .await
                         .context(CREATE)?;
@@ -333,13 +376,21 @@ impl Draft {
             child.destroy(&shim.reaper).await;
         }
         let mut problems: Vec<Error> = Vec::new();
-        if let Some(cgroup) = &self.cgroup {
+        if let Some(binary) = &self.binary {
+            problems.extend(binary.delete(true).await.err());
+            if let Some(made) = &self.adopted {
+                // Fails only when it is gone already.
+                let _ = made.signal(SIGKILL);
+                let _ = shim.reaper.exit(made).await;
+            }
+        } else if let Some(cgroup) = &self.cgroup {
             problems.extend(remove_cgroup(cgroup, CGROUP_PATIENCE).await.err());
         }
         if let Some(io) = &self.io {
             io.close().await;
         }
         if self.child.is_some() {
+            native::remove_rdt(&self.bundle, &self.id);
             run_poststop(shim, &self.id, &self.bundle).await;
         }
         let unmounted = rootfs::unmount(&self.bundle.join("rootfs"));
@@ -350,13 +401,14 @@ impl Draft {
     }
 
     fn finish(self, stdio: Stdio) -> Result<Rc<Container>> {
-        let (Some(cgroup), Some(child)) = (self.cgroup, self.child) else {
+        let made = self.child.as_ref().map(|c| c.pidfd.clone());
+        let (Some(cgroup), Some(made)) = (self.cgroup, made.or(self.adopted)) else {
             return Err(Error::unknown(format!("{CREATE}: nothing was created")));
         };
         let init = Process::new(String::new(), stdio);
         // A fresh cell takes its first value.
-        let _ = init.pidfd.set(child.pidfd.clone());
-        *init.child.borrow_mut() = Some(child);
+        let _ = init.pidfd.set(made);
+        *init.child.borrow_mut() = self.child;
         *init.io.borrow_mut() = self.io;
         let private_pids = self
             .spec
@@ -369,6 +421,7 @@ impl Draft {
             bundle: self.bundle,
             options: self.options,
             cgroup,
+            binary: self.binary,
             private_pids,
             init: Rc::new(init),
             execs: RefCell::default(),

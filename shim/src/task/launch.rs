@@ -1,9 +1,10 @@
 //! Owns the async side of a launch: a child of the engine that is being set up, and the news of it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use corten_launch::{Failure, Parked, Plan, Status};
+use corten_oci::Agent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -17,6 +18,8 @@ pub(crate) struct Child {
     pub(crate) pidfd: Pidfd,
     parked: Parked,
     news: AsyncFd<OwnedFd>,
+    /// Who gets the listener of its filter.
+    agent: Option<Agent>,
 }
 
 // === impl Child ===
@@ -36,6 +39,7 @@ impl Child {
                 pidfd,
                 parked,
                 news,
+                agent: None,
             }),
             Err(e) => {
                 // Nobody could follow it; the sweep collects what is left.
@@ -46,14 +50,29 @@ impl Child {
         }
     }
 
-    /// The next stop of the child: anything but `Pending`.
+    /// Names who gets the listener of its filter. Must follow its creation without an await in between.
+    pub(crate) fn inform(&mut self, agent: Option<Agent>) {
+        self.agent = agent;
+    }
+
+    /// The next stop of the child: anything but `Pending` and `Listener`.
     pub(crate) async fn settle(&mut self) -> io::Result<Status> {
         loop {
             match self.parked.try_status()? {
+                Status::Listener => self.hand_over()?,
                 Status::Pending => self.news.readable().await?.clear_ready(),
                 status => return Ok(status),
             }
         }
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
+        let given = match (self.agent.as_ref(), self.parked.take_listener()) {
+            (Some(agent), Some(listener)) => agent.hand_over(listener.as_fd()),
+            _ => return Err(io::Error::other("a seccomp listener that nobody expects")),
+        };
+        given.map_err(io::Error::other)?;
+        self.parked.proceed()
     }
 
     /// Lets it go on from a rendezvous.

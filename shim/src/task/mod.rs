@@ -17,6 +17,7 @@ use corten_oci::Cgroup;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::engine::binary::Binary;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::io::Streams;
@@ -81,6 +82,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) options: Options,
     pub(crate) cgroup: Cgroup,
+    /// The runtime that made it, when that is not this process.
+    pub(crate) binary: Option<Rc<Binary>>,
     /// Killing init kills everything: it is pid 1 of a namespace of its own.
     pub(crate) private_pids: bool,
     pub(crate) init: Rc<Process>,

@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn siblings_are_known_by_their_address() {
-        let state = std::env::temp_dir().join(format!("corten-group-{}", std::process::id()));
+        let state = std::env::temp_dir().join(format!("corten-siblings-{}", std::process::id()));
         let dir = |plugin: &str, id: &str| state.join(plugin).join("k8s.io").join(id);
         let pod = dir("io.containerd.sandbox.controller.v1.shim", "pod");
         let make = |id: &str, file: &str, text: &str| {

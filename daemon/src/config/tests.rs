@@ -83,6 +83,32 @@ fn version_1_short_names_get_their_uris() {
 }
 
 #[test]
+fn the_order_of_differs_goes_to_who_uses_it() {
+    for version in [2, 4] {
+        let (c, _) = load_text(&format!(
+            "version = {version}\nimports = []\n[plugins.\"io.containerd.service.v1.diff-service\"]\ndefault = [\"erofs\", \"walking\"]\n"
+        ));
+        let diff = &c.plugins["io.containerd.grpc.v1.diff"];
+        assert_eq!(diff["default"][0].as_str(), Some("erofs"));
+    }
+}
+
+#[test]
+fn proxy_plugins_have_types() {
+    let (c, _) = load_text(
+        "version = 3\nimports = []\n[proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"/run/soci.sock\"\n[proxy_plugins.soci.exports]\nroot = \"/var/lib/soci\"\n",
+    );
+    assert_eq!(c.proxy_plugins["soci"].kind, "snapshot");
+    assert_eq!(c.proxy_plugins["soci"].exports["root"], "/var/lib/soci");
+    let dir = tempfile::tempdir().unwrap();
+    let text = "version = 4\n[proxy_plugins.a]\ntype = \"snapshot\"\naddress = 7\n";
+    let e = load(&file(dir.path(), "p.toml", text), true).unwrap_err();
+    for part in ["p.toml", "line 4", "address = 7"] {
+        assert!(e.to_string().contains(part), "{e}");
+    }
+}
+
+#[test]
 fn imports_merge_in_order_and_zero_values_do_not_override() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use corten_core::Scope;
 use corten_core::scope::{CALLER, NAMESPACE_HEADER};
+use corten_core::spans::{Span, Tracer};
 use futures::FutureExt as _;
 use futures::future::Either;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
@@ -86,11 +87,32 @@ impl InFlight {
 pub(super) struct CallLayer {
     in_flight: InFlight,
     calls: Calls,
+    tracer: Option<Tracing>,
+}
+
+/// Whoever makes spans, if anybody does.
+#[derive(Clone)]
+struct Tracing(Arc<dyn Tracer>);
+
+impl std::fmt::Debug for Tracing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tracing")
+    }
 }
 
 impl CallLayer {
     pub(super) fn new(in_flight: InFlight, calls: Calls) -> Self {
-        Self { in_flight, calls }
+        Self {
+            in_flight,
+            calls,
+            tracer: None,
+        }
+    }
+
+    /// With a span for each call.
+    pub(super) fn traced_by(mut self, tracer: Option<Arc<dyn Tracer>>) -> Self {
+        self.tracer = tracer.map(Tracing);
+        self
     }
 }
 
@@ -101,6 +123,7 @@ impl<S> Layer<S> for CallLayer {
             inner,
             in_flight: self.in_flight.clone(),
             calls: self.calls.clone(),
+            tracer: self.tracer.clone(),
         }
     }
 }
@@ -111,6 +134,7 @@ pub(super) struct Call<S> {
     inner: S,
     in_flight: InFlight,
     calls: Calls,
+    tracer: Option<Tracing>,
 }
 
 impl<S> Service<http::Request<Body>> for Call<S>
@@ -141,6 +165,8 @@ where
             Some(ticket) => request.map(|body| ticket.receive(body)),
             None => request,
         };
+        let tracer = self.tracer.as_ref();
+        let mut span = tracer.map(|t| t.0.serve(&path, &namespace, request.headers()));
         let begun = Instant::now();
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -155,6 +181,7 @@ where
                 if let Some(ticket) = ticket {
                     ticket.finish(Code::Internal);
                 }
+                end(&mut span, Code::Internal);
                 return Ok(Status::internal("internal error: the call panicked").into_http());
             };
             let response = response?;
@@ -166,6 +193,7 @@ where
                     Body::new(Answer {
                         inner: body,
                         ticket,
+                        span,
                         scope,
                         _guard: guard,
                     })
@@ -177,6 +205,7 @@ where
             if let Some(ticket) = ticket {
                 ticket.finish(status.code());
             }
+            end(&mut span, status.code());
             Ok(response)
         })
     }
@@ -186,8 +215,28 @@ where
 struct Answer {
     inner: Body,
     ticket: Option<Ticket>,
+    span: Option<Box<dyn Span>>,
     scope: Option<Scope>,
     _guard: Guard,
+}
+
+/// Ends a span that has not ended.
+fn end(span: &mut Option<Box<dyn Span>>, code: Code) {
+    if let Some(span) = span.take() {
+        span.end(code);
+    }
+}
+
+/// How a call ended, if `frame` is its end.
+fn outcome(frame: Option<&Result<Frame<Bytes>, Status>>) -> Option<Code> {
+    match frame {
+        None => Some(Code::Ok),
+        Some(Err(status)) => Some(status.code()),
+        Some(Ok(f)) => {
+            let status = f.trailers_ref().and_then(Status::from_header_map);
+            status.map(|s| s.code())
+        }
+    }
 }
 
 impl HttpBody for Answer {
@@ -207,6 +256,9 @@ impl HttpBody for Answer {
         });
         if let Some(ticket) = &mut this.ticket {
             ticket.answered(frame.as_ref());
+        }
+        if let (Some(_), Some(code)) = (&this.span, outcome(frame.as_ref())) {
+            end(&mut this.span, code);
         }
         Poll::Ready(frame)
     }

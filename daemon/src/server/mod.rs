@@ -13,10 +13,12 @@ mod ttrpc;
 mod web;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use corten_core::kinds;
+use corten_core::spans::Tracer;
 use corten_registry::Plugins;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -68,6 +70,7 @@ pub(crate) struct Servers {
     tasks: Vec<JoinHandle<()>>,
     ttrpc: ::ttrpc::r#async::Server,
     in_flight: InFlight,
+    tracer: Option<Arc<dyn Tracer>>,
     sockets: Vec<String>,
 }
 
@@ -86,7 +89,8 @@ impl Servers {
         } else {
             Calls::new(l.grpc_metrics.grpc_histogram)
         };
-        let layer = CallLayer::new(in_flight.clone(), calls.clone());
+        let tracer = plugins.all::<kinds::Tracing>().pop().map(|(_, t)| t);
+        let layer = CallLayer::new(in_flight.clone(), calls.clone()).traced_by(tracer.clone());
         let services: Vec<_> = plugins
             .all::<kinds::Grpc>()
             .into_iter()
@@ -138,6 +142,7 @@ impl Servers {
             tasks,
             ttrpc,
             in_flight,
+            tracer,
             sockets,
         })
     }
@@ -156,6 +161,9 @@ impl Servers {
             task.abort();
         }
         self.ttrpc.disconnect().await;
+        if let Some(tracer) = self.tracer {
+            let _ = tokio::task::spawn_blocking(move || tracer.shutdown()).await;
+        }
         for path in &self.sockets {
             let _ = std::fs::remove_file(path.strip_prefix("unix://").unwrap_or(path));
         }

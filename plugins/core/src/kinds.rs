@@ -49,6 +49,8 @@ kinds! {
     TaskMonitor = "io.containerd.monitor.task.v1" => dyn crate::metrics::Source;
     /// What watches containers and acts.
     ContainerMonitor = "io.containerd.monitor.container.v1" => dyn std::any::Any + Send + Sync;
+    /// What makes spans of calls.
+    Tracing = "io.containerd.internal.v1" => dyn crate::spans::Tracer;
     /// Other figures for Prometheus.
     Metrics = "io.containerd.metrics.v1" => dyn crate::metrics::Source;
     /// gRPC façades.

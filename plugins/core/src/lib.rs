@@ -35,6 +35,7 @@ pub mod scope;
 pub mod service;
 pub mod size;
 pub mod snapshots;
+pub mod spans;
 pub mod status;
 pub mod streaming;
 pub mod tasks_set;

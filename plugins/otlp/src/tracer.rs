@@ -1,0 +1,168 @@
+//! io.containerd.internal.v1 "tracing": a span for each served call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use corten_core::kinds;
+use corten_core::spans::{Span, Tracer};
+use corten_registry::Registration;
+use http::HeaderMap;
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::trace::{Span as _, SpanKind, Status, Tracer as _, TracerProvider as _};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span as SdkSpan};
+use tonic::Code;
+
+use crate::exporter::TracingProcessor;
+use crate::{enabled, process};
+
+/// How long the last spans may take at the end of the daemon.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+struct Calls {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+    parents: TraceContextPropagator,
+}
+
+struct Call(SdkSpan);
+
+struct Headers<'a>(&'a HeaderMap);
+
+// === impl Calls ===
+
+impl Calls {
+    fn new(provider: SdkTracerProvider) -> Self {
+        Self {
+            tracer: provider.tracer("cortend"),
+            provider,
+            parents: TraceContextPropagator::new(),
+        }
+    }
+}
+
+impl Tracer for Calls {
+    fn serve(&self, path: &str, namespace: &str, headers: &HeaderMap) -> Box<dyn Span> {
+        let parent = self
+            .parents
+            .extract_with_context(&Context::new(), &Headers(headers));
+        let name = path.trim_start_matches('/').to_owned();
+        let (service, method) = name.split_once('/').unwrap_or((&name, ""));
+        let mut attributes = vec![
+            KeyValue::new("rpc.system", "grpc"),
+            KeyValue::new("rpc.service", service.to_owned()),
+            KeyValue::new("rpc.method", method.to_owned()),
+        ];
+        if !namespace.is_empty() {
+            attributes.push(KeyValue::new("containerd.namespace", namespace.to_owned()));
+        }
+        let builder = self
+            .tracer
+            .span_builder(name)
+            .with_kind(SpanKind::Server)
+            .with_attributes(attributes);
+        Box::new(Call(self.tracer.build_with_context(builder, &parent)))
+    }
+
+    fn shutdown(&self) {
+        // What cannot be sent now is lost, and the SDK has said why.
+        let _ = self.provider.shutdown_with_timeout(PATIENCE);
+    }
+}
+
+// === impl Call ===
+
+impl Span for Call {
+    fn end(mut self: Box<Self>, code: Code) {
+        let number = i64::from(code as i32);
+        self.0
+            .set_attribute(KeyValue::new("rpc.grpc.status_code", number));
+        // Codes that are the server's fault, as OpenTelemetry sees it; the others are answers.
+        let ours = [
+            Code::Unknown,
+            Code::DeadlineExceeded,
+            Code::Unimplemented,
+            Code::Internal,
+            Code::Unavailable,
+            Code::DataLoss,
+        ];
+        if ours.contains(&code) {
+            self.0.set_status(Status::error(code.description()));
+        }
+        self.0.end();
+    }
+}
+
+// === impl Headers ===
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+/// The plugin.
+pub fn registration() -> Registration {
+    Registration::new::<kinds::Tracing>("tracing")
+        .requires::<TracingProcessor>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                enabled(&process)?;
+                let mut resource = Resource::builder();
+                if process("OTEL_SERVICE_NAME").is_none() {
+                    resource = resource.with_service_name("containerd");
+                }
+                let mut provider = SdkTracerProvider::builder().with_resource(resource.build());
+                for (_, (processor, _)) in cx.all::<TracingProcessor>()? {
+                    if let Some(processor) = processor.take() {
+                        provider = provider.with_span_processor(processor);
+                    }
+                }
+                Ok(Arc::new(Calls::new(provider.build())) as Arc<dyn Tracer>)
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_sdk::trace::InMemorySpanExporter;
+
+    use super::*;
+
+    #[test]
+    fn a_call_is_a_span_with_its_parent_and_outcome() {
+        let exporter = InMemorySpanExporter::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(exporter.clone())
+            .build();
+        let calls = Calls::new(provider);
+        let mut headers = HeaderMap::new();
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        headers.insert("traceparent", parent.parse().unwrap());
+        calls.serve("/a.B/Get", "ns", &headers).end(Code::Internal);
+        calls
+            .serve("/a.B/Get", "", &HeaderMap::new())
+            .end(Code::NotFound);
+        let spans = exporter.get_finished_spans().unwrap();
+        assert_eq!(spans[0].name, "a.B/Get");
+        assert_eq!(
+            spans[0].span_context.trace_id().to_string(),
+            "0af7651916cd43dd8448eb211c80319c"
+        );
+        assert_eq!(spans[0].parent_span_id.to_string(), "b7ad6b7169203331");
+        assert!(matches!(spans[0].status, Status::Error { .. }));
+        assert!(matches!(spans[1].status, Status::Unset));
+        let has = |key: &str, value: &str| {
+            let mut all = spans[0].attributes.iter();
+            all.any(|a| a.key.as_str() == key && a.value.as_str() == value)
+        };
+        assert!(has("rpc.service", "a.B") && has("containerd.namespace", "ns"));
+        assert!(has("rpc.grpc.status_code", "13"));
+    }
+}

@@ -5,7 +5,7 @@
 //! | `config.json` | the daemon's; read again for each exec, so that the spec needs no memory in between. Of a sandbox: ours |
 //! | `init.pid`, `<exec>.pid` | decimal pid |
 //! | `exit.json` | Go JSON `{"Timestamp","Pid","Status"}` of init, 0600, atomic |
-//! | `options.json`, `runtime` | the runtime options; the runtime binary's name, always empty |
+//! | `options.json`, `runtime` | the runtime options; the name of another runtime's binary, if any |
 //! | `poststop` | exists once the poststop hooks have been started |
 
 use std::fs;

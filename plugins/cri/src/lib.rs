@@ -1,0 +1,3 @@
+//! The Kubernetes Container Runtime Interface. So far only its streaming server.
+
+pub mod streaming;

@@ -387,16 +387,20 @@ impl Local {
             unpacker: self.unpacker.clone(),
             targets,
         });
-        let pulled = pull.run(desc.clone()).await;
+        let work = async {
+            pull.run(desc.clone()).await?;
+            for image in store.save(scope, &*self.images, &desc).await? {
+                say_of(sink, "saved", &image.name, Some(&desc)).await;
+            }
+            say(sink, format!("Completed pull from {shown}")).await;
+            Ok(())
+        };
+        let done = work.await;
+        // After the last words: clients draw when they hear of a blob.
         if let Some(t) = tracker {
             t.finish().await;
         }
-        pulled?;
-        for image in store.save(scope, &*self.images, &desc).await? {
-            say_of(sink, "saved", &image.name, Some(&desc)).await;
-        }
-        say(sink, format!("Completed pull from {shown}")).await;
-        Ok(())
+        done
     }
 
     async fn push(
@@ -420,14 +424,17 @@ impl Local {
             limit: self.uploads.clone(),
             tracker: tracker.clone(),
         };
-        let pushed = push.run(desc.clone()).await;
+        let work = async {
+            push.run(desc.clone()).await?;
+            say_of(sink, "pushed content", &image.name, Some(&desc)).await;
+            say_of(sink, format!("Completed push to {shown}"), "", Some(&desc)).await;
+            Ok(())
+        };
+        let done = work.await;
         if let Some(t) = tracker {
             t.finish().await;
         }
-        pushed?;
-        say_of(sink, "pushed content", &image.name, Some(&desc)).await;
-        say_of(sink, format!("Completed push to {shown}"), "", Some(&desc)).await;
-        Ok(())
+        done
     }
 
     async fn export(

@@ -128,7 +128,8 @@ impl Tracker {
         Self { inner }
     }
 
-    /// Sends what is left and stops.
+    /// Sends what is left and stops. Something of a blob is always sent: clients draw then, and would else not show
+    /// what was said of the whole transfer last.
     pub async fn finish(self) {
         self.inner.state.lock().closing = true;
         self.inner.wake.notify_one();
@@ -213,25 +214,37 @@ impl Inner {
         let mut out = Vec::new();
         for job in &mut state.jobs {
             for (step, offset) in std::mem::take(&mut job.news) {
-                let event = match step {
-                    Step::Waiting => "waiting",
-                    Step::Moving => self.verb,
-                    Step::Exists => "already exists",
-                    Step::Complete => "complete",
-                    Step::Extracting => "extracting",
-                    Step::Extracted => "extracted",
-                };
-                out.push(Progress {
-                    event: event.to_owned(),
-                    name: job.name.clone(),
-                    parents: job.parents.clone(),
-                    progress: offset,
-                    total: job.desc.size,
-                    desc: Some(job.desc.proto()),
-                });
+                out.push(self.event(job, step, offset));
             }
         }
+        if state.closing && out.is_empty() {
+            out.extend(
+                state
+                    .jobs
+                    .last()
+                    .map(|job| self.event(job, job.step, job.offset)),
+            );
+        }
         (out, state.closing)
+    }
+
+    fn event(&self, job: &Job, step: Step, offset: i64) -> Progress {
+        let event = match step {
+            Step::Waiting => "waiting",
+            Step::Moving => self.verb,
+            Step::Exists => "already exists",
+            Step::Complete => "complete",
+            Step::Extracting => "extracting",
+            Step::Extracted => "extracted",
+        };
+        Progress {
+            event: event.to_owned(),
+            name: job.name.clone(),
+            parents: job.parents.clone(),
+            progress: offset,
+            total: job.desc.size,
+            desc: Some(job.desc.proto()),
+        }
     }
 }
 
@@ -296,5 +309,27 @@ mod tests {
                 ("complete", 9, "index-p")
             ]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_event_is_always_of_a_blob() {
+        let (tx, mut rx) = tokio::sync::mpsc::channel(64);
+        let t = Tracker::start(tx.clone(), "root", "downloading");
+        let blob = Desc {
+            digest: "b".into(),
+            size: 9,
+            ..Desc::default()
+        };
+        t.add(&blob);
+        t.extracted(&blob);
+        tokio::time::sleep(TICK * 3).await;
+        say(Some(&tx), "Completed").await;
+        drop(tx);
+        t.finish().await;
+        let mut seen = Vec::new();
+        while let Some(p) = rx.recv().await {
+            seen.push(p.event);
+        }
+        assert_eq!(seen, ["waiting", "extracted", "Completed", "extracted"]);
     }
 }

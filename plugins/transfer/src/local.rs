@@ -85,6 +85,7 @@ pub struct UnpackConfig {
     pub snapshotter: String,
     pub differ: String,
     pub config_type: String,
+    /// Media types of layers beside the usual ones.
     pub layer_types: Vec<String>,
     /// No failure of the plugin when the snapshotter or differ is not there.
     pub optional: bool,
@@ -540,6 +541,7 @@ fn unpack_targets(parts: &Parts, config: &Config) -> Result<Vec<UnpackTarget>> {
             snapshotter: rule.snapshotter,
             differs,
             config_type: rule.config_type,
+            layer_types: rule.layer_types,
         });
     }
     Ok(out)

@@ -103,7 +103,7 @@ impl Pull {
         }
         if !desc.is_document() {
             self.fetcher.blob(&desc).await?;
-            if is_config(&desc.media_type) {
+            if self.is_config(&desc) {
                 self.config_arrived(queue, desc).await?;
             }
             return Ok(Vec::new());
@@ -117,8 +117,8 @@ impl Pull {
             return Ok(children);
         }
         let (layers, others): (Vec<_>, Vec<_>) =
-            children.into_iter().partition(|c| is_layer(&c.media_type));
-        let config = others.iter().find(|c| is_config(&c.media_type));
+            children.into_iter().partition(|c| self.is_layer(c));
+        let config = others.iter().find(|c| self.is_config(c));
         match config {
             // Something else than an image: its layers are just blobs.
             None => Ok(others.into_iter().chain(layers).collect()),
@@ -133,6 +133,16 @@ impl Pull {
                 Ok(others)
             }
         }
+    }
+
+    fn is_config(&self, desc: &Desc) -> bool {
+        let wanted = |t: &UnpackTarget| t.config_type == desc.media_type;
+        is_config(&desc.media_type) || self.targets.iter().any(wanted)
+    }
+
+    fn is_layer(&self, desc: &Desc) -> bool {
+        let wanted = |t: &UnpackTarget| t.layer_types.contains(&desc.media_type);
+        is_layer(&desc.media_type) || self.targets.iter().any(wanted)
     }
 
     // Starts to unpack the manifests that share this config. The first is unpacked; of the other variants (another

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::fetch::{add_labels, stored_document};
-use crate::oci::{Desc, Document, ImageConfig, MAX_CONFIG};
+use crate::oci::{Desc, Document, ImageConfig, MAX_CONFIG, is_config};
 use crate::platform::Matcher;
 use crate::progress::Tracker;
 
@@ -52,6 +52,8 @@ pub struct UnpackTarget {
     pub rebase: bool,
     /// Only configs of this media type; empty: any image config.
     pub config_type: String,
+    /// Further media types that are layers of such an image.
+    pub layer_types: Vec<String>,
 }
 
 impl std::fmt::Debug for UnpackTarget {
@@ -155,7 +157,7 @@ impl Unpacker {
         let kind = &parsed.rootfs.kind;
         Ok(
             (to.config_type.is_empty() || to.config_type == config.media_type)
-                && (kind.is_empty() || kind == "layers")
+                && (kind.is_empty() || kind == "layers" || !is_image(&to.config_type))
                 && to.platform.matches(&parsed.platform),
         )
     }
@@ -536,6 +538,10 @@ async fn arrived(arrival: Option<Arrival>) -> Result<()> {
 }
 
 // === small facts ===
+
+fn is_image(config_type: &str) -> bool {
+    config_type.is_empty() || is_config(config_type)
+}
 
 /// Snapshot labels that an image may not set: what they say is the host's or the unpacker's to decide (the id maps
 /// are CVE-2026-53493's sibling in 2.4.1).

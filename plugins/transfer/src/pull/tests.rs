@@ -96,6 +96,7 @@ async fn bench(blobs: &Blobs, store: ImageStore, parallel: bool) -> Bench {
         differs: vec![other, differ.clone()],
         rebase: true,
         config_type: String::new(),
+        layer_types: vec!["other".into()],
     };
     let pull = Arc::new(Pull {
         fetcher: fetcher(open(&host, |_| {}).await, &memory),
@@ -151,6 +152,29 @@ async fn layers_become_a_chain_one_by_one_and_side_by_side() {
         b.pull.clone().run(root).await.unwrap();
         assert_eq!((b.log.lock().len(), *b.differ.2.lock()), (before, 3));
     }
+}
+
+#[tokio::test]
+async fn configured_types_are_unpacked_like_an_images() {
+    let blobs = Blobs::default();
+    let mut layers = blobs.layers(&["one", "two"]);
+    let mut config = blobs.config("amd64", &layers);
+    layers[1].media_type = "other".into();
+    let root = blobs.manifest(&config, &layers);
+    let b = bench(&blobs, ImageStore::default(), false).await;
+    b.pull.clone().run(root).await.unwrap();
+    assert_eq!(b.snaps.committed().len(), 2);
+    // A config of another type belongs to who asked for that type only.
+    config.media_type = "application/x.config".into();
+    let root = blobs.manifest(&config, &layers);
+    let mut b = bench(&blobs, ImageStore::default(), false).await;
+    b.pull.clone().run(root.clone()).await.unwrap();
+    assert_eq!(b.snaps.committed().len(), 0);
+    assert!(layers.iter().all(|l| has(&b, l)));
+    let pull = Arc::get_mut(&mut b.pull).unwrap();
+    pull.targets[0].config_type = config.media_type;
+    b.pull.clone().run(root).await.unwrap();
+    assert_eq!(b.snaps.committed().len(), 2);
 }
 
 #[tokio::test]

@@ -10,11 +10,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use corten_core::{Context, Error, Result};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_fd,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
 
 use crate::idmap::{self, UserNs};
@@ -98,6 +98,22 @@ impl Layers {
             .ok_or_else(|| Error::invalid("overlay layers without a common folder"))?;
         let dir = temp_dir(&temp_base(), "ovl-idmapped")?;
         let mapped = MappedLayers { dir: dir.clone() };
+        if self.lower.iter().any(|l| !same_mount(l, &parent)) {
+            // Layers that are mounts of their own are not in a view of their parent.
+            let tmpfs = MountFlags::NOSUID | MountFlags::NODEV;
+            rustix::mount::mount("tmpfs", &dir, "tmpfs", tmpfs, None)
+                .map_err(io::Error::from)
+                .context("mount folder of id-mapped layers")?;
+            for (i, layer) in self.lower.iter_mut().enumerate() {
+                let at = dir.join(i.to_string());
+                std::fs::create_dir(&at).context("make folder of id-mapped layer")?;
+                let tree = idmap::clone_mapped(layer, ns, true)
+                    .with_context(|| format!("map ids of {}", layer.display()))?;
+                idmap::attach(tree, &at).context("attach id-mapped layer")?;
+                *layer = at;
+            }
+            return Ok(mapped);
+        }
         let tree = idmap::clone_mapped(&parent, ns, true)
             .with_context(|| format!("map ids of {}", parent.display()))?;
         idmap::attach(tree, &dir).context("attach id-mapped layers")?;
@@ -132,6 +148,15 @@ impl Drop for MappedLayers {
             tracing::warn!(%error, dir = %self.dir.display(), "remove id-mapped layers");
         }
     }
+}
+
+/// Whether both are in one mount; what cannot be told fails later.
+fn same_mount(a: &Path, b: &Path) -> bool {
+    let mount = |p: &Path| {
+        let found = rustix::fs::statx(CWD, p, AtFlags::empty(), StatxFlags::MNT_ID);
+        found.map(|found| found.stx_mnt_id).ok()
+    };
+    mount(a) == mount(b)
 }
 
 /// The deepest folder that holds all layers' folders; never the root.
@@ -370,13 +395,28 @@ mod tests {
             ],
             ..Default::default()
         };
-        mount::with_temp_mount(&[m], Some(&base), |root| {
-            use std::os::unix::fs::MetadataExt;
-            let f = std::fs::metadata(root.join("f")).unwrap();
-            assert_eq!((f.uid(), f.gid()), (100_000, 200_000));
-            Ok(())
-        })
-        .unwrap();
+        let check = || {
+            mount::with_temp_mount(std::slice::from_ref(&m), Some(&base), |root| {
+                use std::os::unix::fs::MetadataExt;
+                let f = std::fs::metadata(root.join("f")).unwrap();
+                assert_eq!((f.uid(), f.gid()), (100_000, 200_000));
+                Ok(())
+            })
+            .unwrap();
+        };
+        check();
+        // A layer that is a mount of its own, as images are.
+        let own = corten_core::Mount {
+            r#type: "bind".into(),
+            source: path("apart"),
+            options: vec!["bind".into()],
+            ..Default::default()
+        };
+        std::fs::create_dir(base.join("apart")).unwrap();
+        std::fs::rename(base.join("s/1/fs/f"), base.join("apart/f")).unwrap();
+        mount::mount_one(&own, &base.join("s/2/fs")).unwrap();
+        check();
+        mount::unmount_recursive(&base, true).unwrap();
         assert!(
             mountinfo::all()
                 .unwrap()

@@ -132,7 +132,7 @@ build_peers() {
 want_packages gcc libc6-dev pkg-config libseccomp-dev busybox-static
 [ "${1:-all}" = packages ] && exit 0
 
-want_packages openssl iproute2 util-linux iptables
+want_packages openssl iproute2 util-linux iptables erofs-utils e2fsprogs
 want_unpacked containerd usr/bin/ctr
 want_unpacked docker-registry usr/bin/docker-registry
 want_unpacked containernetworking-plugins usr/lib/cni/bridge

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A runtime of a few lines: it leaves a sleeper, or a process that has ended before anybody looks.
+    /// A runtime of a few lines: it leaves a sleeper, or a process that ends soon.
     const FAKE: &str = r#"#!/bin/sh
 root=$2; log=$4; shift 6
 case $1 in
@@ -228,7 +228,7 @@ create|exec)
     case $1 in --pid-file) file=$2;; --process) once=1;; esac
     shift
   done
-  if [ "$once" ]; then (exit 7) & else mkdir -p "$root/$1"; sleep 100 & fi
+  if [ "$once" ]; then (sleep 0.2; exit 7) & else mkdir -p "$root/$1"; sleep 100 & fi
   echo $! > "$file";;
 ps) echo '[1,22]';;
 pause) echo '{"level":"error","msg":"cannot pause: no freezer"}' >> "$log"; exit 1;;
@@ -279,8 +279,27 @@ esac
         assert!(reaper.adopt(1).is_err() && reaper.adopt(-5).is_err());
     }
 
+    /// In a process of its own: the sweeps of other tests' reapers would take what is to be adopted here.
     #[test]
     fn a_container_of_another_runtime() {
+        const ALONE: &str = "CORTEN_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            let name = "engine::binary::tests::a_container_of_another_runtime";
+            command
+                .args([name, "--exact", "--nocapture"])
+                .env(ALONE, "1");
+            let mut child = command
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut text).unwrap();
+            // Its status may have been swept, too.
+            let _ = child.wait();
+            assert!(text.contains("1 passed"), "{text}");
+            return;
+        }
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         let (dir, options) = fake();
         crate::server::block_on(life(&dir, &options)).unwrap();

@@ -1,15 +1,22 @@
 //! `make bench`: Corten beside stock containerd on this machine, in one table.
 //!
-//! The two take turns, so that whatever else the machine does hits both alike; each figure is the
+//! The two take turns, so that whatever else the machine does hits both alike; each time is the
 //! median. It measures and never judges: a figure that could not be taken shows as `-`, and the
 //! exit code is 0.
+//!
+//! `CORTEN_BENCH_MB` (880) is the size of the large image, `CORTEN_BENCH_RECORDS` (1000) how many
+//! images and containers a full daemon has, `CORTEN_BENCH_PULLS` (100) after how many pulls the
+//! daemon is weighed again.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a program for people to read"
 )]
 
+mod big;
+
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +31,8 @@ use corten_integration::registry::Registry;
 
 const ROUNDS: usize = 21;
 const PULLS: usize = 5;
+/// How often the large image is pulled.
+const LARGE: usize = 3;
 
 /// One of the two.
 struct Side {
@@ -49,25 +58,97 @@ fn main() {
     let start = |kind| catch_unwind(|| side(kind)).ok();
     let sides = [start(Kind::Corten), start(Kind::Reference)];
     let mut rows = Vec::new();
+    boots(&mut rows, "boot to first answer, empty", 0);
+    idle(&sides, &mut rows);
     times(&sides, &mut rows);
     memory(&sides, &mut rows);
     pulls(&sides, &mut rows);
+    boots(
+        &mut rows,
+        "the same with many images and containers",
+        number("CORTEN_BENCH_RECORDS", 1000),
+    );
     print(&rows);
     for side in sides.iter().flatten() {
         let _ = catch_unwind(AssertUnwindSafe(|| side.case.wipe()));
     }
 }
 
+fn number(variable: &str, default: u64) -> u64 {
+    let value = std::env::var(variable).ok();
+    value.and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
 fn side(kind: Kind) -> Side {
-    let began = Instant::now();
     let daemon = Arc::new(Setup::new(kind).start());
-    println!(
-        "# {kind:?} boots in {:.0} ms",
-        began.elapsed().as_secs_f64() * 1000.0
-    );
     let case = Case::new(Arc::clone(&daemon), Client::New);
-    case.has(&images::busybox());
     Side { case, daemon }
+}
+
+/// Starts a daemon again and again, with `records` images and as many containers in it.
+fn boots(rows: &mut Vec<Row>, what: &'static str, records: u64) {
+    let filled = |kind| {
+        let side = side(kind);
+        fill(&side.case, records);
+        side.daemon.stop();
+        side
+    };
+    let sides = [Kind::Corten, Kind::Reference]
+        .map(|kind| catch_unwind(AssertUnwindSafe(|| filled(kind))).ok());
+    let values = compare(&sides, PULLS, |side| {
+        let time = timed(|| {
+            side.daemon.spawn();
+            while UnixStream::connect(side.daemon.socket()).is_err() {
+                std::thread::yield_now();
+            }
+            side.case.ctr("version").ok();
+        });
+        side.daemon.stop();
+        time
+    });
+    rows.push(Row {
+        what,
+        values,
+        unit: "ms",
+    });
+}
+
+fn fill(case: &Case, records: u64) {
+    if records == 0 {
+        return;
+    }
+    let image = case.has(&images::busybox());
+    let tags: Vec<_> = (0..records)
+        .map(|n| format!("test.local/tag:{n}"))
+        .collect();
+    for some in tags.chunks(100) {
+        case.ctr("images tag --local").arg(&image).args(some).ok();
+    }
+    let threads = 4;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let image = &image;
+            scope.spawn(move || {
+                for n in (thread..records).step_by(threads as usize) {
+                    let create = case.ctr("containers create --runtime").arg(&case.runtime);
+                    create.args([image, &format!("c{n}"), "true"]).ok();
+                }
+            });
+        }
+    });
+}
+
+/// The size of daemons that have done nothing yet.
+fn idle(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
+    let weigh = |side: &Option<Side>| rollup(side.as_ref()?.daemon.pid(), "Rss");
+    rows.push(Row {
+        what: "daemon RSS, idle",
+        values: [weigh(&sides[0]), weigh(&sides[1])],
+        unit: "KiB",
+    });
+    for side in sides.iter().flatten() {
+        let _ = catch_unwind(AssertUnwindSafe(|| side.case.has(&images::busybox())));
+    }
 }
 
 /// Takes turns `rounds` times and gives both medians, in milliseconds.
@@ -183,8 +264,8 @@ fn memory(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
         rollup(found.0, field)
     };
     let daemon: [(&str, &str); 3] = [
-        ("daemon RSS", "Rss"),
-        ("daemon PSS", "Pss"),
+        ("daemon RSS, one container", "Rss"),
+        ("daemon PSS, one container", "Pss"),
         ("daemon private dirty", "Private_Dirty"),
     ];
     for (what, field) in daemon {
@@ -228,24 +309,62 @@ fn pulls(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
         let Ok(reference) = catch_unwind(AssertUnwindSafe(|| registry.push(&image))) else {
             continue;
         };
-        let values = compare(sides, PULLS, |side| {
-            let pull = side.case.ctr("images pull --plain-http").arg(&reference);
-            let time = timed(|| drop(pull.ok()));
-            side.case.ctr("images rm --sync").arg(&reference).ok();
-            time
-        });
+        let values = compare(sides, PULLS, |side| pull(side, &reference));
         rows.push(Row {
             what,
             values,
             unit: "ms",
         });
     }
+    let many = number("CORTEN_BENCH_PULLS", 100);
+    if let Ok(reference) = catch_unwind(AssertUnwindSafe(|| registry.push(&images::layered()))) {
+        for _ in 0..many {
+            for side in sides.iter().flatten() {
+                let _ = catch_unwind(AssertUnwindSafe(|| pull(side, &reference)));
+            }
+        }
+    }
+    let weigh = |side: &Option<Side>| rollup(side.as_ref()?.daemon.pid(), "Rss");
+    println!("# {many} pulls");
+    rows.push(Row {
+        what: "daemon RSS after many pulls",
+        values: [weigh(&sides[0]), weigh(&sides[1])],
+        unit: "KiB",
+    });
+    let (image, megabytes) = big::image(number("CORTEN_BENCH_MB", 880));
+    println!(
+        "# the large image has {megabytes} MB, {} layers",
+        image.diff_ids.len()
+    );
+    let Ok(reference) = catch_unwind(AssertUnwindSafe(|| registry.push(&image))) else {
+        return;
+    };
+    rows.push(Row {
+        what: "pull + unpack, the large image",
+        values: compare(sides, LARGE, |side| pull(side, &reference)),
+        unit: "ms",
+    });
+    rows.push(Row {
+        what: "daemon RSS after that",
+        values: [weigh(&sides[0]), weigh(&sides[1])],
+        unit: "KiB",
+    });
+}
+
+/// Pulls, unpacks and removes; the time of the first two.
+fn pull(side: &Side, reference: &str) -> Duration {
+    let pull = side.case.ctr("images pull --plain-http").arg(reference);
+    let pull = pull.deadline(Duration::from_secs(300));
+    let time = timed(|| drop(pull.ok()));
+    let remove = side.case.ctr("images rm --sync").arg(reference);
+    remove.deadline(Duration::from_secs(120)).ok();
+    time
 }
 
 fn print(rows: &[Row]) {
     let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
     println!(
-        "{:<30} {:>12} {:>12} {:>8}  unit",
+        "{:<42} {:>12} {:>12} {:>8}  unit",
         "", "Corten", "containerd", "ratio"
     );
     for row in rows {
@@ -255,7 +374,7 @@ fn print(rows: &[Row]) {
         };
         let [ours, theirs] = row.values.map(show);
         println!(
-            "{:<30} {ours:>12} {theirs:>12} {ratio:>8}  {}",
+            "{:<42} {ours:>12} {theirs:>12} {ratio:>8}  {}",
             row.what, row.unit
         );
     }

@@ -1,6 +1,6 @@
 //! The two ctr clients: 2.4, built from the pinned module, and 1.6, Debian's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::peers;
 use crate::process::Cmd;
@@ -25,14 +25,20 @@ impl Client {
         }
     }
 
+    /// Where the client is.
+    #[must_use]
+    pub fn program(self) -> PathBuf {
+        match self {
+            Self::New => peers::reference("ctr"),
+            Self::Old => peers::debian("ctr"),
+        }
+    }
+
     /// A ctr command for a daemon and a namespace, with no subcommand yet.
     #[must_use]
     pub fn command(self, socket: &Path, namespace: &str, tmp: &Path) -> Cmd {
-        let program = match self {
-            Self::New => peers::reference("ctr"),
-            Self::Old => peers::debian("ctr"),
-        };
-        Cmd::new(program)
+        Cmd::new(self.program())
+            .client(self)
             .arg("-a")
             .arg(socket)
             .args(["-n", namespace])

@@ -65,6 +65,7 @@ pub struct Recipe {
     config: Value,
     architecture: String,
     docker: bool,
+    annotation: Option<String>,
 }
 
 /// `sha256:…` of some bytes.
@@ -142,6 +143,7 @@ impl Recipe {
             config: json!({"Cmd": ["sh"], "Env": ["PATH=/bin:/usr/bin"]}),
             architecture: "amd64".to_owned(),
             docker: false,
+            annotation: None,
         }
     }
 
@@ -160,6 +162,13 @@ impl Recipe {
     #[must_use]
     pub fn architecture(mut self, name: &str) -> Self {
         name.clone_into(&mut self.architecture);
+        self
+    }
+
+    /// A word to the manifest.
+    #[must_use]
+    pub fn annotation(mut self, text: &str) -> Self {
+        self.annotation = Some(text.to_owned());
         self
     }
 
@@ -194,9 +203,12 @@ impl Recipe {
             (OCI_MANIFEST, OCI_CONFIG)
         };
         let config = add(&mut blobs, config_type, config.to_string().into_bytes());
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": layers,
         });
+        if let Some(text) = self.annotation {
+            manifest["annotations"] = json!({"org.example.note": text});
+        }
         let root = add(&mut blobs, manifest_type, manifest.to_string().into_bytes());
         Image {
             name: self.name,

@@ -13,6 +13,8 @@
 
 pub mod case;
 pub mod cgroup;
+pub mod commands;
+pub mod consistency;
 pub mod ctr;
 pub mod daemon;
 pub mod images;

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use crate::commands;
+use crate::ctr::Client;
+
 /// How long anything may take unless a test says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(40);
 
@@ -27,6 +30,8 @@ pub struct Cmd {
     stdin: Option<Vec<u8>>,
     from_file: bool,
     deadline: Duration,
+    /// Set if this is a ctr: its command line is noted.
+    client: Option<Client>,
 }
 
 /// A command that ended.
@@ -77,6 +82,23 @@ impl Cmd {
             stdin: None,
             from_file: false,
             deadline: DEADLINE,
+            client: None,
+        }
+    }
+
+    /// Says that this command is a ctr.
+    #[must_use]
+    pub(crate) fn client(mut self, client: Client) -> Self {
+        self.client = Some(client);
+        self
+    }
+
+    /// Notes the command line for the table of commands, if this is a ctr.
+    pub(crate) fn note(&self) {
+        if let Some(client) = self.client {
+            let args = self.command.get_args();
+            let args = args.map(|a| a.to_string_lossy().into_owned()).collect();
+            commands::note(client, args);
         }
     }
 
@@ -200,6 +222,7 @@ impl Cmd {
     /// Starts in the background. Standard input is a pipe if [`Cmd::stdin`] was called.
     #[must_use]
     pub fn start(mut self) -> Running {
+        self.note();
         let shown = shown(&self.command);
         if self.stdin.is_some() && !self.from_file {
             self.command.stdin(Stdio::piped());

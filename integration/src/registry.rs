@@ -24,6 +24,8 @@ pub struct Registry {
     port: u16,
     /// The CA's certificate, if it speaks TLS.
     pub ca: Option<PathBuf>,
+    /// Certificate and key of a client, if it wants to see one.
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 // === impl Registry ===
@@ -41,12 +43,29 @@ impl Registry {
         Self::start(dir, Some(certificate(dir)))
     }
 
+    /// Speaks HTTPS with those only who show a certificate of its CA.
+    #[must_use]
+    pub fn mutual_tls(dir: &Path) -> Self {
+        let mut registry = Self::start_with(dir, Some(certificate(dir)), true);
+        registry.client = Some(client_certificate(dir));
+        registry
+    }
+
     fn start(dir: &Path, tls: Option<(PathBuf, PathBuf, PathBuf)>) -> Self {
+        Self::start_with(dir, tls, false)
+    }
+
+    fn start_with(dir: &Path, tls: Option<(PathBuf, PathBuf, PathBuf)>, mutual: bool) -> Self {
         let dir = dir.join("registry");
         fs::create_dir_all(&dir).unwrap();
-        let encryption = tls.as_ref().map_or_else(String::new, |(_, cert, key)| {
+        let encryption = tls.as_ref().map_or_else(String::new, |(ca, cert, key)| {
+            let clients = if mutual {
+                format!("    clientcas:\n      - {}\n", ca.display())
+            } else {
+                String::new()
+            };
             format!(
-                "  tls:\n    certificate: {}\n    key: {}\n",
+                "  tls:\n    certificate: {}\n    key: {}\n{clients}",
                 cert.display(),
                 key.display()
             )
@@ -76,6 +95,7 @@ impl Registry {
                     dir,
                     port,
                     ca,
+                    client: None,
                 };
             }
             let _ = child.kill();
@@ -157,6 +177,30 @@ impl Registry {
                 self.host()
             ),
         };
+        let client = self
+            .client
+            .as_ref()
+            .map_or_else(String::new, |(cert, key)| {
+                format!(
+                    "  client = [[\"{}\", \"{}\"]]\n",
+                    cert.display(),
+                    key.display()
+                )
+            });
+        fs::write(dir.join("hosts.toml"), toml + &client).unwrap();
+        hosts
+    }
+
+    /// A hosts directory that says no more than that this registry speaks HTTPS.
+    #[must_use]
+    pub fn bare_hosts_dir(&self) -> PathBuf {
+        let hosts = self.dir.join("bare");
+        let dir = hosts.join(self.host());
+        fs::create_dir_all(&dir).unwrap();
+        let toml = format!(
+            "server = \"https://{0}\"\n[host.\"https://{0}\"]\n",
+            self.host()
+        );
         fs::write(dir.join("hosts.toml"), toml).unwrap();
         hosts
     }
@@ -208,17 +252,35 @@ fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
+fn openssl(dir: &Path, args: &str) {
+    let output = Command::new("openssl")
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("openssl runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {args}: {error}");
+}
+
+/// A client's certificate and key, from the CA of the registry that was started in `dir`.
+fn client_certificate(dir: &Path) -> (PathBuf, PathBuf) {
+    fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(
+        dir,
+        &format!("req {key} -keyout client.key -out client.csr -subj /CN=test-client"),
+    );
+    openssl(
+        dir,
+        "x509 -req -in client.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \
+         -extfile client.ext -out client.crt",
+    );
+    (dir.join("client.crt"), dir.join("client.key"))
+}
+
 /// A CA and a certificate for 127.0.0.1: paths of the CA's and the server's certificate and key.
 fn certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
-    let openssl = |args: &str| {
-        let output = Command::new("openssl")
-            .args(args.split_whitespace())
-            .current_dir(dir)
-            .output()
-            .expect("openssl runs");
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "openssl {args}: {error}");
-    };
+    let openssl = |args: &str| openssl(dir, args);
     let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n\
                       extendedKeyUsage=serverAuth\n";
     fs::write(dir.join("san.ext"), extensions).unwrap();

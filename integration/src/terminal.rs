@@ -46,6 +46,7 @@ impl Terminal {
         let master = File::from(master);
         set_size(&master, rows, columns);
 
+        cmd.note();
         let mut command = Command::new("setsid");
         command
             .arg("--ctty")

@@ -202,6 +202,52 @@ pub fn docker() -> Image {
         .build()
 }
 
+/// Busybox with Docker's media types, in a layer that is not compressed.
+#[must_use]
+pub fn docker_plain() -> Image {
+    Recipe::new("docker-plain")
+        .docker()
+        .layer(Layer::plain(base()))
+        .build()
+}
+
+/// An image whose manifest alone has twenty megabytes.
+#[must_use]
+pub fn oversized(word: &str) -> Image {
+    Recipe::new("oversized")
+        .annotation(&"x".repeat(20 << 20))
+        .layer(Layer::gzip(Tarball::new().file("word", 0o644, word)))
+        .build()
+}
+
+/// An image of thirty megabytes that no packing makes smaller.
+#[must_use]
+pub fn large() -> Image {
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .take(30 << 17)
+    .flatten()
+    .collect();
+    Recipe::new("large")
+        .layer(Layer::gzip(Tarball::new().file("noise", 0o644, noise)))
+        .build()
+}
+
+/// Something to be installed on the host: a program and a library.
+#[must_use]
+pub fn package() -> Image {
+    let files = Tarball::new()
+        .dirs(0o755, &["bin", "lib"])
+        .file("bin/program", 0o755, "#!/bin/sh\n")
+        .file("lib/library.so", 0o644, "library");
+    Recipe::new("package").layer(Layer::gzip(files)).build()
+}
+
 /// Busybox as a zstd layer, and a plain tar layer on it.
 #[must_use]
 pub fn zstd() -> Image {

@@ -2,7 +2,7 @@
 //!
 //! It keeps the list of what it was asked, so that a test can tell what a client did.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +18,8 @@ pub enum Trick {
     Token,
     /// Wants a bearer token, given to `user` with `secret` only.
     PrivateToken,
+    /// Wants a bearer token, given for the refresh token `secret` only.
+    Refresh,
     /// Wants `user` with `secret` on every request.
     Basic,
     /// Serves layers with a flipped byte.
@@ -26,6 +28,8 @@ pub enum Trick {
     Cut,
     /// As `Cut`, but only on the first request for each layer.
     CutOnce,
+    /// Sends half of a layer on its first request and then nothing, without hanging up.
+    Stall,
     /// Answers 503 to the first two requests for blobs.
     Busy,
     /// Answers 500 to everything.
@@ -61,6 +65,7 @@ struct Request {
     target: String,
     authorization: String,
     range: Option<usize>,
+    body: String,
 }
 
 /// What `printf user:secret | base64` prints.
@@ -107,7 +112,7 @@ impl Tiny {
         format!("{}/{path}:{tag}", self.address)
     }
 
-    /// What was asked so far: method and path.
+    /// What was asked so far: method and path, and where a range began.
     #[must_use]
     pub fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
@@ -135,10 +140,10 @@ impl Shared {
             .next()
             .unwrap_or_default()
             .to_owned();
-        self.requests
-            .lock()
-            .unwrap()
-            .push(format!("{} {path}", request.method));
+        self.requests.lock().unwrap().push(match request.range {
+            Some(from) if from > 0 => format!("{} {path} from {from}", request.method),
+            _ => format!("{} {path}", request.method),
+        });
         if let Some(answer) = self.refuse(&request, &path, address) {
             return stream.write_all(answer.as_bytes());
         }
@@ -199,11 +204,19 @@ impl Shared {
         if chunked {
             return write_chunks(stream, rest);
         }
+        let once = || self.refused.fetch_add(1, Ordering::Relaxed) == 0;
         let cut = is_layer
-            && (self.trick == Trick::Cut
-                || self.trick == Trick::CutOnce
-                    && self.refused.fetch_add(1, Ordering::Relaxed) == 0);
-        stream.write_all(if cut { &rest[..rest.len() / 2] } else { rest })
+            && match self.trick {
+                Trick::Cut => true,
+                Trick::CutOnce | Trick::Stall => once(),
+                _ => false,
+            };
+        stream.write_all(if cut { &rest[..rest.len() / 2] } else { rest })?;
+        if cut && self.trick == Trick::Stall {
+            // Until the client goes.
+            let _ = stream.read(&mut [0]);
+        }
+        Ok(())
     }
 
     /// An answer that is not what was asked for, if it comes to that.
@@ -218,15 +231,21 @@ impl Shared {
             ))
         };
         match self.trick {
-            Trick::Token | Trick::PrivateToken if path == "/token" => {
-                let private = self.trick == Trick::PrivateToken;
-                if private && request.authorization != CREDENTIALS {
+            Trick::Token | Trick::PrivateToken | Trick::Refresh if path == "/token" => {
+                let allowed = match self.trick {
+                    Trick::PrivateToken => request.authorization == CREDENTIALS,
+                    Trick::Refresh => request.body.contains("refresh_token=secret"),
+                    _ => true,
+                };
+                if !allowed {
                     return unauthorized("Basic realm=\"tiny\"");
                 }
                 let body = r#"{"token":"let-me-in","access_token":"let-me-in","expires_in":300}"#;
                 Some(plain(200, "OK", "Content-Type: application/json\r\n", body))
             }
-            Trick::Token | Trick::PrivateToken if request.authorization != BEARER => {
+            Trick::Token | Trick::PrivateToken | Trick::Refresh
+                if request.authorization != BEARER =>
+            {
                 unauthorized(&format!(
                     "Bearer realm=\"http://{address}/token\",service=\"tiny\",\
                      scope=\"repository:{}:pull\"",
@@ -269,7 +288,8 @@ fn write_chunks(mut stream: &TcpStream, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 fn read(stream: &TcpStream) -> std::io::Result<Option<Request>> {
-    let mut lines = BufReader::new(stream).lines();
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines();
     let Some(first) = lines.next().transpose()? else {
         return Ok(None);
     };
@@ -279,13 +299,16 @@ fn read(stream: &TcpStream) -> std::io::Result<Option<Request>> {
         target: words.next().unwrap_or_default().to_owned(),
         authorization: String::new(),
         range: None,
+        body: String::new(),
     };
+    let mut length = 0;
     for line in lines {
         let line = line?;
         let Some((name, value)) = line.split_once(':') else {
             break;
         };
         match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse().unwrap_or(0),
             "authorization" => value.trim().clone_into(&mut request.authorization),
             "range" => {
                 let range = value.trim().trim_start_matches("bytes=");
@@ -294,5 +317,8 @@ fn read(stream: &TcpStream) -> std::io::Result<Option<Request>> {
             _ => {}
         }
     }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    request.body = String::from_utf8_lossy(&body).into_owned();
     Ok(Some(request))
 }

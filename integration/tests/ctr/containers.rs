@@ -18,7 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         keeps_namespaces_apart,
     ]);
     all.extend(
-        tests![keeps_the_snapshot_on_request]
+        with_both_clients(tests![keeps_the_snapshot_on_request])
             .into_iter()
             .map(Test::quiet_daemon),
     );

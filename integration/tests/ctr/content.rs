@@ -6,8 +6,12 @@ use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut all = with_both_clients(tests![lists_what_an_image_needs, gives_the_bytes_back]);
-    all.extend(tests![labels_content, creates_lists_and_removes_leases]);
+    let mut all = with_both_clients(tests![
+        lists_what_an_image_needs,
+        gives_the_bytes_back,
+        labels_content,
+        creates_lists_and_removes_leases,
+    ]);
     let mut quiet = with_both_clients(tests![takes_bytes_in, refuses_a_digest_that_does_not_fit]);
     quiet.extend(tests![
         refuses_a_size_that_does_not_fit,

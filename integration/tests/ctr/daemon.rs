@@ -15,12 +15,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut all = with_both_clients(tests![
+        shows_a_plugin_in_detail,
         tells_its_version,
         lists_its_plugins,
         manages_namespaces
     ]);
     all.extend(tests![
-        shows_a_plugin_in_detail,
         tells_about_itself,
         guards_its_sockets,
         prints_its_version,

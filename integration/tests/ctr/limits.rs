@@ -7,6 +7,8 @@ use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut all = with_both_clients(tests![
+        uses_the_cgroup_asked_for,
+        adds_a_device,
         limits_memory,
         limits_cpu_time,
         weighs_cpu_shares,
@@ -15,10 +17,8 @@ pub(crate) fn tests() -> Vec<Test> {
     all.extend(tests![
         kills_what_uses_too_much_memory,
         pins_the_container_to_a_processor,
-        uses_the_cgroup_asked_for,
         limits_open_files,
         allows_only_the_default_devices,
-        adds_a_device,
     ]);
     all
 }

@@ -4,8 +4,11 @@
 //! `is_reference()` and say so in the output.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
 
+mod archives;
+mod commands;
 mod containers;
 mod content;
+mod corners;
 mod daemon;
 mod errors;
 mod events;
@@ -14,10 +17,13 @@ mod limits;
 mod matrix;
 mod parallel;
 mod pull;
+mod registries;
+mod reliability;
 mod restart;
 mod run;
 mod security;
 mod snapshots;
+mod spec;
 mod tasks;
 mod terminal;
 
@@ -25,21 +31,27 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     corten_integration::runner::run(vec![
+        ("commands", commands::tests()),
         ("images", images::tests()),
+        ("archives", archives::tests()),
         ("pull", pull::tests()),
+        ("registries", registries::tests()),
         ("content", content::tests()),
         ("snapshots", snapshots::tests()),
         ("run", run::tests()),
+        ("spec", spec::tests()),
         ("limits", limits::tests()),
         ("security", security::tests()),
         ("terminal", terminal::tests()),
         ("tasks", tasks::tests()),
         ("containers", containers::tests()),
         ("events", events::tests()),
+        ("corners", corners::tests()),
         ("errors", errors::tests()),
         ("daemon", daemon::tests()),
         ("restart", restart::tests()),
         ("parallel", parallel::tests()),
+        ("reliability", reliability::tests()),
         ("matrix", matrix::tests()),
     ])
 }

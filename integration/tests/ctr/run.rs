@@ -9,6 +9,14 @@ use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut all = with_both_clients(tests![
+        reads_the_environment_from_a_file,
+        runs_from_a_plain_directory,
+        runs_from_a_config_file,
+        writes_the_pid_file,
+        logs_to_a_file,
+        joins_the_network_of_another,
+        names_the_image_and_labels,
+        runs_from_the_native_snapshotter,
         prints_what_the_container_prints,
         passes_the_exit_code_on,
         keeps_stdout_and_stderr_apart,
@@ -25,7 +33,6 @@ pub(crate) fn tests() -> Vec<Test> {
         runs_as_the_user_asked_for,
         makes_a_missing_working_directory,
         gives_the_user_their_groups,
-        reads_the_environment_from_a_file,
         sets_the_hostname,
         shows_the_default_devices,
         shows_only_its_own_processes,
@@ -33,17 +40,10 @@ pub(crate) fn tests() -> Vec<Test> {
         sees_layers_as_one_tree,
         runs_a_zstd_image,
         runs_a_docker_image,
-        runs_from_the_native_snapshotter,
-        runs_from_a_plain_directory,
-        runs_from_a_config_file,
-        writes_the_pid_file,
-        logs_to_a_file,
         logs_to_a_program,
-        joins_the_network_of_another,
         writes_are_lost_with_the_container,
         leaves_no_zombies,
         accepts_a_long_argument_list,
-        names_the_image_and_labels,
         ends_when_its_client_is_signalled,
         kills_what_init_leaves_running,
     ]);
@@ -386,8 +386,12 @@ fn logs_to_a_file(c: &Case) {
     let file = c.file("logs/deep/log");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     let flags = format!("-d --log-uri file://{}", file.display());
-    c.run(&flags, "a", &["sh", "-c", "echo out; echo err >&2"])
-        .ok();
+    let mut script = "echo out; echo err >&2".to_owned();
+    if c.is_reference() {
+        println!("Corten only: the stock shim may end before it has copied the last lines");
+        script += "; exec sleep 1000";
+    }
+    c.run(&flags, "a", &["sh", "-c", &script]).ok();
     let both = || {
         let log = fs::read_to_string(&file).unwrap_or_default();
         let mut lines: Vec<_> = log.lines().collect();

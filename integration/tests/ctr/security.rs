@@ -12,6 +12,7 @@ use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut all = with_both_clients(tests![
+        applies_a_seccomp_profile_of_ones_own,
         has_the_default_capabilities,
         adds_and_drops_capabilities,
         filters_system_calls_on_request,
@@ -21,12 +22,11 @@ pub(crate) fn tests() -> Vec<Test> {
         gives_a_privileged_container_everything,
     ]);
     all.extend(tests![
+        maps_users_on_request,
         keeps_set_uid_programs_from_raising_privileges,
-        applies_a_seccomp_profile_of_ones_own,
         takes_capabilities_from_other_users,
         hides_kernel_files,
         has_namespaces_of_its_own,
-        maps_users_on_request,
         stays_inside_when_the_image_tries_to_escape,
         leaks_no_descriptors,
         runs_with_the_oom_score_it_can_get,

@@ -10,16 +10,16 @@ use corten_integration::tests;
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut all = with_both_clients(tests![
-        lists_layers_with_their_parents,
-        prepares_and_commits
-    ]);
-    all.extend(tests![
+        works_without_overlayfs,
         prints_mounts_that_work,
         measures_usage,
         shows_the_tree,
         labels_snapshots,
+        lists_layers_with_their_parents,
+        prepares_and_commits
+    ]);
+    all.extend(tests![
         refuses_to_remove_a_parent,
-        works_without_overlayfs,
         diffs_a_snapshot,
         unpacks_an_image,
     ]);

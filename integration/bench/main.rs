@@ -58,11 +58,16 @@ fn main() {
     let start = |kind| catch_unwind(|| side(kind)).ok();
     let sides = [start(Kind::Corten), start(Kind::Reference)];
     let mut rows = Vec::new();
+    // The stages by name: each takes its time.
+    println!("# boots");
     boots(&mut rows, "boot to first answer, empty", 0);
     idle(&sides, &mut rows);
+    println!("# containers");
     times(&sides, &mut rows);
     memory(&sides, &mut rows);
+    println!("# pulls");
     pulls(&sides, &mut rows);
+    println!("# boots of full daemons");
     boots(
         &mut rows,
         "the same with many images and containers",

@@ -61,7 +61,8 @@ make --no-print-directory build || give_up
 
 check 'format' cargo fmt --all --check
 check 'lints' cargo clippy --release --quiet --workspace --all-targets -- -D warnings
-tests 'unit tests' cargo test --release --quiet --workspace --exclude corten-integration --no-fail-fast
+# With what passed tests say: some say why they could not run here.
+tests 'unit tests' cargo test --release --quiet --workspace --exclude corten-integration --no-fail-fast -- --show-output
 tests 'behaviour tests: Corten' cargo test --release --quiet -p corten-integration --test ctr
 check 'licences and sources' integration/deny.sh
 check 'installation' integration/install-test.sh

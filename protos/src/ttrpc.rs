@@ -18,13 +18,13 @@ pub use crate::containerd::services::events::ttrpc::v1::events_ttrpc::{
 pub use crate::containerd::services::streaming::v1::streaming_ttrpc::{
     Streaming, StreamingClient, create_streaming,
 };
-pub use crate::corten::pod::v1::pod_ttrpc::{Pod, PodClient, create_pod};
 pub use crate::containerd::task::v2::task_ttrpc::{
     SERVICE as TASK_V2, create_task as create_task_v2,
 };
 pub use crate::containerd::task::v3::task_ttrpc::{
     SERVICE as TASK_V3, Task, TaskClient, create_task as create_task_v3,
 };
+pub use crate::corten::pod::v1::pod_ttrpc::{Pod, PodClient, create_pod};
 pub use runtime::{Services, error};
 
 /// What generated code calls. Public so that stubs of other crates may use it too.

@@ -488,9 +488,7 @@ fn survives_a_full_disk(c: &Case) {
     let done = ctr("images import").arg(large.archive()).run();
     assert_ne!(done.code(), 0, "{}", done.report());
     assert!(
-        done.err()
-            .to_lowercase()
-            .contains("no space left on device"),
+        done.err().contains("no space left on device"),
         "{}",
         done.report()
     );

@@ -6,7 +6,7 @@ use std::fs;
 use corten_integration::case::Case;
 use corten_integration::ctr::Client;
 use corten_integration::images;
-use corten_integration::peers::{CORTEN_RUNTIME, RUNC_RUNTIME};
+use corten_integration::peers::RUNC_RUNTIME;
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 use serde_json::{Value, json};
@@ -259,10 +259,6 @@ fn labels_the_snapshot_of_a_run(c: &Case) {
 }
 
 fn maps_users_by_labels(c: &Case) {
-    if c.runtime == CORTEN_RUNTIME {
-        println!("not yet: our shim cannot map the owners of overlayfs layers");
-        return;
-    }
     let flags = "--rm --uidmap 0:100000:65536 --gidmap 0:200000:65536 --remap-labels";
     let script = "stat -c %u:%g /bin/busybox; cat /proc/self/uid_map";
     let out = c.run(flags, "a", &["sh", "-c", script]).ok();

@@ -175,7 +175,16 @@ impl From<std::io::Error> for Error {
             std::io::ErrorKind::StorageFull => Kind::ResourceExhausted,
             _ => Kind::Unknown,
         };
-        Self::new(kind, e.to_string())
+        Self::new(kind, plain(&e))
+    }
+}
+
+/// Text of an errno as Go prints it, which clients and their users look for: lower case, without "(os error N)".
+fn plain(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    match e.raw_os_error() {
+        Some(_) => text.split(" (os error").next().unwrap_or("").to_lowercase(),
+        None => text,
     }
 }
 
@@ -205,6 +214,13 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errno_texts_are_go_s() {
+        let e = Error::from(std::io::Error::from_raw_os_error(28)).context("write x");
+        assert_eq!(e.kind(), Kind::ResourceExhausted);
+        assert_eq!(e.to_string(), "write x: no space left on device");
+    }
 
     #[test]
     fn display_is_one_line_with_all_causes_and_the_class_survives() {

@@ -8,8 +8,10 @@
 //!
 //! Every commit saves the allocator's state (`quick_repair`, which implies two-phase commit): opening after kill -9
 //! takes as long as after a clean stop. After an I/O error redb refuses everything until it is opened again; the writer
-//! does that, so a disk that was full works again by itself when there is room.
+//! does that, so a disk that was full works again by itself when there is room. Beside the file lies some space held
+//! back (`reserve.rs`): on a full disk it is given up, and the commit that failed is made again.
 
+mod reserve;
 mod writer;
 
 use std::collections::BTreeMap;

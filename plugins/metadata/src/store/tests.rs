@@ -218,3 +218,56 @@ async fn a_full_disk_fails_writes_and_heals_by_itself() {
     let s = Store::open(&disk.join("meta.redb"), Options::default()).unwrap();
     assert_eq!(s.read(|r| r.get(b"second")).unwrap().unwrap(), b"2");
 }
+
+/// A small file system of its own.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+            .arg(dir.path())
+            .status();
+        mounted.is_ok_and(|s| s.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_what_makes_room() {
+    let Some(disk) = Disk::new() else {
+        println!("skipped: cannot mount a tmpfs");
+        return;
+    };
+    let (filler, reserve) = (disk.0.path().join("f"), disk.0.path().join("meta.reserve"));
+    let s = store(&disk.0);
+    for n in 0..50_u8 {
+        s.write(move |t| t.put(&[n], &[n; 1000])).await.unwrap();
+    }
+    let full = std::fs::write(&filler, vec![1; 8 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    for n in 0..50_u8 {
+        s.write(move |t| t.delete(&[n])).await.unwrap();
+        s.write(move |t| t.put(b"last", &vec![n; 200_000]))
+            .await
+            .unwrap();
+    }
+    assert!(!reserve.exists(), "there was room all the time");
+    drop(s);
+    std::fs::remove_file(&filler).unwrap();
+    let s = store(&disk.0);
+    assert!(reserve.exists(), "the space is held back again");
+    assert_eq!(
+        s.read(|r| Ok(dump(r, b""))).unwrap(),
+        [(b"last".to_vec(), vec![49; 200_000])]
+    );
+}

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use corten_core::{Error, Result};
+use corten_core::{Error, Kind, Result};
 use redb::Durability;
 use tracing::warn;
 
+use super::reserve::Reserve;
 use super::{Base, File, Options, RECORDS, Txn, failed};
 
 /// Runs a mutation: whether to keep its writes, and whom to tell how the commit went.
@@ -26,7 +27,13 @@ pub(super) struct Writer {
     file: Arc<File>,
     queue: Receiver<Job>,
     options: Options,
+    reserve: Reserve,
 }
+
+type Records<'a> = redb::Table<'a, &'static [u8], &'static [u8]>;
+
+/// Keys and what they are to hold; `None` removes a key.
+type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// What a batch came to.
 #[derive(PartialEq)]
@@ -40,15 +47,17 @@ enum Outcome {
 
 impl Writer {
     pub(super) fn new(file: Arc<File>, queue: Receiver<Job>, options: Options) -> Self {
+        let reserve = Reserve::open(file.path.with_extension("reserve"));
         Self {
             file,
             queue,
             options,
+            reserve,
         }
     }
 
     /// Until the store is dropped and the queue is empty.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         let mut unsynced = false;
         loop {
             let first = if unsynced {
@@ -73,20 +82,24 @@ impl Writer {
             batch.extend(self.queue.try_iter().take(BATCH - 1));
             match self.batch(batch) {
                 Outcome::Unchanged => {}
-                Outcome::Committed => unsynced = self.options.no_sync,
+                Outcome::Committed => {
+                    unsynced = self.options.no_sync;
+                    self.reserve.fill();
+                }
                 Outcome::Failed => self.file.reopen(),
             }
         }
     }
 
     /// Runs and commits `batch`, then tells everyone.
-    fn batch(&self, batch: Vec<Job>) -> Outcome {
+    fn batch(&mut self, batch: Vec<Job>) -> Outcome {
         let mut finishes = Vec::with_capacity(batch.len());
         let mut unrun = batch.into_iter();
-        let done = self.file.with(|database| {
+        let mut all = Writes::new();
+        let mut complete = false;
+        let mut done = self.file.with(|database| {
             let mut txn = database.begin_write().map_err(failed("begin write"))?;
             self.set_durability(&mut txn)?;
-            let mut changed = false;
             {
                 let mut table = txn.open_table(RECORDS).map_err(failed("open records"))?;
                 for job in unrun.by_ref() {
@@ -100,22 +113,26 @@ impl Writer {
                         BTreeMap::new()
                     };
                     for (key, value) in writes {
-                        changed = true;
-                        match value {
-                            Some(value) => table.insert(key.as_slice(), value.as_slice()),
-                            None => table.remove(key.as_slice()),
-                        }
-                        .map_err(failed("write metadata"))?;
+                        write(&mut table, &key, value.as_deref())?;
+                        all.push((key, value));
                     }
                 }
             }
-            if changed {
-                txn.commit().map_err(failed("commit metadata"))?;
-            } else {
+            complete = true;
+            if all.is_empty() {
                 txn.abort().map_err(failed("end metadata transaction"))?;
+            } else {
+                txn.commit().map_err(failed("commit metadata"))?;
             }
-            Ok(changed)
+            Ok(!all.is_empty())
         });
+        let is_full = done
+            .as_ref()
+            .is_err_and(|e| e.kind() == Kind::ResourceExhausted);
+        if is_full && self.reserve.release() && complete {
+            self.file.reopen();
+            done = self.repeat(&all).map(|()| true);
+        }
         let outcome = match &done {
             Ok(false) => Outcome::Unchanged,
             Ok(true) => Outcome::Committed,
@@ -127,9 +144,24 @@ impl Writer {
         // Those that did not get to run learn of the failure too.
         finishes.extend(unrun.map(|job| job(None).1));
         for finish in finishes {
-            finish(done.as_ref().map(|_| ()).map_err(repeat));
+            finish(done.as_ref().map(|_| ()).map_err(same));
         }
         outcome
+    }
+
+    /// Makes the changes of a commit that failed.
+    fn repeat(&self, writes: &Writes) -> Result<()> {
+        self.file.with(|database| {
+            let mut txn = database.begin_write().map_err(failed("begin write"))?;
+            self.set_durability(&mut txn)?;
+            {
+                let mut table = txn.open_table(RECORDS).map_err(failed("open records"))?;
+                for (key, value) in writes {
+                    write(&mut table, key, value.as_deref())?;
+                }
+            }
+            txn.commit().map_err(failed("commit metadata"))
+        })
     }
 
     fn set_durability(&self, txn: &mut redb::WriteTransaction) -> Result<()> {
@@ -156,7 +188,17 @@ impl Writer {
     }
 }
 
+/// Sets or removes one record.
+fn write(table: &mut Records<'_>, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+    match value {
+        Some(value) => table.insert(key, value),
+        None => table.remove(key),
+    }
+    .map(drop)
+    .map_err(failed("write metadata"))
+}
+
 /// The same error once more: errors own their causes and cannot be cloned.
-fn repeat(error: &Error) -> Error {
+fn same(error: &Error) -> Error {
     Error::new(error.kind(), error.to_string())
 }

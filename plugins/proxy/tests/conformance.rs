@@ -97,7 +97,7 @@ async fn an_absent_plugin_is_unavailable_and_used_as_soon_as_it_is_there() {
         let e = proxy.stat("x").await.unwrap_err();
         assert_eq!(e.kind(), Kind::Unavailable);
         let text = e.to_string();
-        for part in ["\"proxied\"", path.to_str().unwrap(), "no such file"] {
+        for part in ["\"proxied\"", path.to_str().unwrap(), "No such file"] {
             assert!(text.contains(part), "{text}");
         }
     }

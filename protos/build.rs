@@ -10,6 +10,8 @@ use std::{env, fs};
 
 use prost::Message;
 use prost_build::ServiceGenerator;
+use prost_types::FileDescriptorSet;
+use prost_types::field_descriptor_proto::Type;
 
 #[path = "build/ttrpc.rs"]
 mod ttrpc;
@@ -49,8 +51,39 @@ fn main() -> Result<(), Box<dyn Error>> {
             grpc: feature("GRPC").then(grpc),
             ttrpc: feature("TTRPC"),
         }));
+    if feature("SERDE") {
+        go_json(&descriptors, &mut config);
+    }
     config.compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Has serde write the CRI's messages as Go's encoding/json does, which is how records keep them: names of the .proto
+/// text, numbers for enums, defaults left out.
+fn go_json(descriptors: &FileDescriptorSet, config: &mut prost_build::Config) {
+    let cri = descriptors
+        .file
+        .iter()
+        .filter(|f| f.package() == "runtime.v1");
+    for message in cri.flat_map(|f| &f.message_type) {
+        let path = format!(".runtime.v1.{}", message.name());
+        config.message_attribute(
+            &path,
+            "#[derive(::serde::Serialize, ::serde::Deserialize)] #[serde(default)]",
+        );
+        for field in &message.field {
+            config.field_attribute(
+                format!("{path}.{}", field.name()),
+                "#[serde(skip_serializing_if = \"crate::is_default\")]",
+            );
+            if field.r#type() == Type::Bytes {
+                config.field_attribute(
+                    format!("{path}.{}", field.name()),
+                    "#[serde(with = \"crate::go_bytes\")]",
+                );
+            }
+        }
+    }
 }
 
 fn feature(name: &str) -> bool {

@@ -104,6 +104,17 @@ pub trait Task: Send + Sync {
     ) -> Result<()>;
     /// `io.containerd.cgroups.v1.Metrics` or v2.
     async fn stats(&self) -> Result<Option<Any>>;
+
+    /// Opens the log file of a process whose stdout is `cri-log://` again, by its name.
+    ///
+    /// # Errors
+    /// NotImplemented: the shim writes no logs. NotFound: the process writes none.
+    async fn reopen_log(&self, exec_id: &str) -> Result<()>;
+    /// Copies the output of such a process, from now on, to FIFOs that their reader has opened; empty for none.
+    ///
+    /// # Errors
+    /// As [`Task::reopen_log`].
+    async fn attach(&self, exec_id: &str, stdout: &str, stderr: &str) -> Result<()>;
 }
 
 /// The runtime manager.

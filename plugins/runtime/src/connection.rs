@@ -10,10 +10,10 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use corten_core::scope::NAMESPACE_TTRPC;
-use corten_core::{Error, Kind, Namespace, Result, status};
+use corten_core::{Error, Kind, Namespace, Result, spans, status};
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::ttrpc::runtime::{Client, Context};
-use corten_protos::ttrpc::{SandboxClient, TASK_V2, TASK_V3, TaskClient};
+use corten_protos::ttrpc::{PodClient, SandboxClient, TASK_V2, TASK_V3, TaskClient};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
@@ -152,6 +152,11 @@ impl Connection {
         SandboxClient::new(self.client.clone())
     }
 
+    /// Our own shim's logs and outputs.
+    pub(crate) fn pod(&self) -> PodClient {
+        PodClient::new(self.client.clone())
+    }
+
     /// Metadata of one call, and its deadline for the shim's own use.
     fn context(&self, patience: Option<Duration>) -> Context {
         let mut cx = Context::default();
@@ -159,6 +164,9 @@ impl Connection {
             NAMESPACE_TTRPC.to_owned(),
             self.namespace.as_str().to_owned(),
         );
+        for (name, value) in spans::current().map_or_else(Vec::new, |s| s.headers()) {
+            cx.add(name, value);
+        }
         if let Some(p) = patience {
             // Later than our own, which alone tells a time-out from other errors.
             cx.timeout_nano = i64::try_from((p + MARGIN).as_nanos()).unwrap_or(i64::MAX);

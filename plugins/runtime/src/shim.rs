@@ -17,6 +17,7 @@ use corten_core::{Any, Context as _, Error, Kind, Namespace, Result, Timestamp, 
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::containerd::task::v3;
 use corten_protos::containerd::v1::types::Status;
+use corten_protos::corten::pod::v1::{AttachRequest, ReopenLogRequest};
 use corten_protos::time::is_unset;
 use corten_protos::ttrpc::TaskClient;
 use corten_protos::ttrpc::runtime::Context;
@@ -449,6 +450,32 @@ impl Task for Shim {
             .call(|c, cx| async move { c.stats(cx, &request).await })
             .await?;
         Ok(answer.stats)
+    }
+
+    async fn reopen_log(&self, exec_id: &str) -> Result<()> {
+        let request = ReopenLogRequest {
+            container_id: self.bundle.id.clone(),
+            exec_id: exec_id.to_owned(),
+        };
+        let pod = self.connection.pod();
+        self.connection
+            .call(None, |cx| async move { pod.reopen_log(cx, &request).await })
+            .await?;
+        Ok(())
+    }
+
+    async fn attach(&self, exec_id: &str, stdout: &str, stderr: &str) -> Result<()> {
+        let request = AttachRequest {
+            container_id: self.bundle.id.clone(),
+            exec_id: exec_id.to_owned(),
+            stdout: stdout.to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let pod = self.connection.pod();
+        self.connection
+            .call(None, |cx| async move { pod.attach(cx, &request).await })
+            .await?;
+        Ok(())
     }
 }
 

@@ -216,6 +216,7 @@ mod tests {
             source: kind.into(),
             options: options.into(),
             super_options: super_options.into(),
+            optional: String::new(),
         }
     }
 

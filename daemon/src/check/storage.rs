@@ -121,6 +121,7 @@ mod tests {
             source: "s".into(),
             options: options.into(),
             super_options: "rw".into(),
+            optional: String::new(),
         }
     }
 

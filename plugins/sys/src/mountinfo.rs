@@ -15,6 +15,8 @@ pub struct MountPoint {
     pub kind: String,
     pub source: String,
     pub options: String,
+    /// Propagation: `shared:N`, `master:N`, ... separated by spaces.
+    pub optional: String,
     pub super_options: String,
 }
 
@@ -48,6 +50,7 @@ fn parse(line: &[u8]) -> Option<MountPoint> {
         parent: number(fields.get(1)?)?,
         path: OsString::from_vec(unescape(fields.get(4)?)).into(),
         options: text(fields.get(5)?),
+        optional: text(&fields.get(6..dash)?.join(&b' ')),
         kind: text(fields.get(dash + 1)?),
         source: text(fields.get(dash + 2)?),
         super_options: fields.get(dash + 3).map(|f| text(f)).unwrap_or_default(),
@@ -93,6 +96,7 @@ mod tests {
             (m.id, m.kind.as_str(), m.super_options.as_str()),
             (36, "ext3", "rw")
         );
+        assert_eq!(m.optional, "master:1 shared:2");
         assert!(parse(b"").is_none() && parse(b"1 2 3").is_none());
         assert!(all().unwrap().iter().any(|m| m.path == Path::new("/proc")));
     }

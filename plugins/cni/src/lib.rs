@@ -36,6 +36,7 @@ pub mod loopback;
 pub mod names;
 pub mod result;
 pub mod setup;
+pub mod template;
 pub mod version;
 pub mod watch;
 

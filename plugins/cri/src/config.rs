@@ -4,13 +4,16 @@
 //! pods without a pause container; `runc` is the stock shim.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use corten_core::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 /// The runtime that pods get when they name none.
 pub const DEFAULT_RUNTIME: &str = "corten";
+/// The runtime type of our own shim.
+pub const CORTEN: &str = "io.containerd.corten.v2";
 /// Sandboxer whose pods are kept by a pause container.
 pub const PODSANDBOX: &str = "podsandbox";
 /// Sandboxer whose pods are kept by their shim.
@@ -24,6 +27,8 @@ pub struct Runtime {
     pub selinux_category_range: u32,
     /// Bytes; not positive: no limit.
     pub max_container_log_line_size: i64,
+    /// Our own: bytes at which a log is renamed to `<name>.1` and begun anew; not positive: left to the kubelet.
+    pub max_container_log_size: i64,
     pub disable_apparmor: bool,
     pub restrict_oom_score_adj: bool,
     pub disable_proc_mount: bool,
@@ -217,6 +222,7 @@ impl Default for Runtime {
             enable_selinux: false,
             selinux_category_range: 1024,
             max_container_log_line_size: 16 * 1024,
+            max_container_log_size: 0,
             disable_apparmor: false,
             restrict_oom_score_adj: false,
             disable_proc_mount: false,
@@ -252,10 +258,7 @@ impl Default for Containerd {
             ignore_blockio_not_enabled_errors: false,
             ignore_rdt_not_enabled_errors: false,
             runtimes: BTreeMap::from([
-                (
-                    DEFAULT_RUNTIME.into(),
-                    handler("io.containerd.corten.v2", SHIM),
-                ),
+                (DEFAULT_RUNTIME.into(), handler(CORTEN, SHIM)),
                 ("runc".into(), handler("io.containerd.runc.v2", PODSANDBOX)),
             ]),
         }
@@ -342,5 +345,140 @@ impl Handler {
         } else {
             &self.sandboxer
         }
+    }
+}
+
+impl Runtime {
+    /// The configuration with what its author left to us: tables of handlers are merged with those of the default
+    /// configuration, key by key, as containerd does it. A `corten` that nobody configured gives its containers to
+    /// systemd if `runc` does: it is the kubelet's choice, and there is only one.
+    #[must_use]
+    pub fn completed(mut self) -> Self {
+        let runtimes = &mut self.containerd.runtimes;
+        let systemd = runtimes
+            .get("runc")
+            .and_then(|runc| runc.options.get("SystemdCgroup").cloned());
+        for (name, default) in Containerd::default().runtimes {
+            let handler = runtimes.entry(name.clone()).or_default();
+            if handler.runtime_type.is_empty() {
+                handler.runtime_type = default.runtime_type;
+            }
+            if handler.sandboxer.is_empty()
+                && handler.runtime_type == CORTEN
+                && name == DEFAULT_RUNTIME
+            {
+                handler.sandboxer = default.sandboxer;
+            }
+            if name == DEFAULT_RUNTIME
+                && handler.options.is_empty()
+                && let Some(systemd) = &systemd
+            {
+                handler
+                    .options
+                    .insert("SystemdCgroup".into(), systemd.clone());
+            }
+        }
+        for handler in runtimes.values_mut() {
+            if handler.sandboxer.is_empty() {
+                handler.sandboxer = PODSANDBOX.into();
+            }
+        }
+        self
+    }
+
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// InvalidArgument, in containerd's words.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |text: String| Err(Error::new(Kind::InvalidArgument, text));
+        let containerd = &self.containerd;
+        let default = &containerd.default_runtime_name;
+        if default.is_empty() {
+            return refuse("`default_runtime_name` is empty".into());
+        }
+        if !containerd.runtimes.contains_key(default) {
+            return refuse(format!(
+                "no corresponding runtime configured in `containerd.runtimes` for `containerd` \
+                 `default_runtime_name = {default:?}`"
+            ));
+        }
+        for (name, handler) in &containerd.runtimes {
+            if handler.cgroup_writable && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+                return refuse(format!(
+                    "runtime {name}: `cgroup_writable` is only supported on cgroup v2"
+                ));
+            }
+            if handler.privileged_without_host_devices_all_devices_allowed
+                && !handler.privileged_without_host_devices
+            {
+                return refuse(
+                    "`privileged_without_host_devices_all_devices_allowed` requires \
+                     `privileged_without_host_devices` to be enabled"
+                        .into(),
+                );
+            }
+            if !matches!(handler.io_type.as_str(), "" | "fifo" | "streaming") {
+                return refuse("`io_type` can only be `streaming` or `named_pipe`".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Runtime {
+        toml::from_str::<Runtime>(text).unwrap().completed()
+    }
+
+    #[test]
+    fn an_existing_configuration_works_as_it_is() {
+        let config = read(
+            "[containerd.runtimes.runc.options]\nSystemdCgroup = true\n\
+             [containerd.runtimes.crun]\nruntime_type = \"io.containerd.runc.v2\"",
+        );
+        config.check().unwrap();
+        let all = &config.containerd.runtimes;
+        assert_eq!(all["runc"].runtime_type, "io.containerd.runc.v2");
+        assert_eq!(all["runc"].sandboxer, PODSANDBOX);
+        assert_eq!(all["crun"].sandboxer, PODSANDBOX);
+        assert_eq!(all["corten"].sandboxer, SHIM);
+        assert_eq!(all["corten"].options["SystemdCgroup"].as_bool(), Some(true));
+        assert_eq!(config.containerd.handler("").unwrap().0, DEFAULT_RUNTIME);
+    }
+
+    #[test]
+    fn what_is_configured_stays() {
+        let config = read(
+            "[containerd]\ndefault_runtime_name = \"runc\"\n\
+             [containerd.runtimes.corten]\nsandboxer = \"podsandbox\"\n\
+             [containerd.runtimes.corten.options]\nSystemdCgroup = false\n\
+             [containerd.runtimes.runc]\nruntime_type = \"io.containerd.corten.v2\"",
+        );
+        let all = &config.containerd.runtimes;
+        assert_eq!(all["corten"].sandboxer, PODSANDBOX);
+        assert_eq!(
+            all["corten"].options["SystemdCgroup"].as_bool(),
+            Some(false)
+        );
+        assert_eq!(all["runc"].runtime_type, CORTEN);
+        assert_eq!(all["runc"].sandboxer, PODSANDBOX);
+        assert_eq!(config.containerd.handler("").unwrap().0, "runc");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for text in [
+            "[containerd]\ndefault_runtime_name = \"\"",
+            "[containerd]\ndefault_runtime_name = \"nobody\"",
+            "[containerd.runtimes.a]\nprivileged_without_host_devices_all_devices_allowed = true",
+            "[containerd.runtimes.a]\nio_type = \"pigeon\"",
+        ] {
+            assert!(read(text).check().is_err(), "{text}");
+        }
+        Runtime::default().completed().check().unwrap();
     }
 }

@@ -4,14 +4,24 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use corten_cni::Cni;
 use corten_core::events::Events;
+use corten_core::keylock::KeyLocks;
 use corten_core::metadata::Metadata;
 use corten_core::mounts::Manager;
+use corten_core::nri::Nri;
 use corten_core::runtime::Tasks;
 use corten_core::sandbox::Controller;
+use corten_core::tasks_set::TaskSet;
 use corten_core::{Namespace, Scope};
 
 use crate::config;
+use crate::events::Hub;
+use crate::images::Images;
+use crate::pods::pause::Pause;
+use crate::spec::Specs;
+use crate::stats::Collector;
+use crate::status::Handlers;
 use crate::store::{Container, Index, Names, Pod};
 use crate::streaming::server::Urls;
 
@@ -22,22 +32,41 @@ pub const NAMESPACE: &str = "k8s.io";
 pub struct Cri {
     pub ns: Namespace,
     pub runtime: config::Runtime,
-    pub images_config: config::Images,
     pub grpc: config::Grpc,
     /// What must outlive the machine's next start: `<root>/sandboxes/ID`, `<root>/containers/ID`.
     pub root: PathBuf,
-    /// What must not: `<state>/sandboxes/ID` (shm, hosts), `<state>/containers/ID` (FIFOs).
+    /// What must not: `<state>/sandboxes/ID` (shm), `<state>/containers/ID` (FIFOs).
     pub state: PathBuf,
+    /// The daemon's own root, its gRPC address and version, for those who ask.
+    pub daemon_root: PathBuf,
+    pub endpoint: String,
+    pub version: String,
     pub metadata: Arc<dyn Metadata>,
     pub tasks: Arc<dyn Tasks>,
     pub events: Arc<dyn Events>,
     pub mounts: Arc<dyn Manager>,
     /// By sandboxer.
     pub controllers: BTreeMap<String, Arc<dyn Controller>>,
+    /// The controller of pods with a pause container, which is one of them too.
+    pub pause: Arc<Pause>,
     pub pods: Index<Pod>,
     pub pod_names: Names,
+    /// One stop, removal or update of a pod at a time.
+    pub locks: KeyLocks,
     pub containers: Index<Container>,
     pub container_names: Names,
+    pub images: Arc<Images>,
+    pub specs: Arc<Specs>,
+    /// By handler, and `default`.
+    pub networks: BTreeMap<String, Arc<Cni>>,
+    /// What the shims of the handlers can do.
+    pub handlers: Handlers,
+    pub hub: Hub,
+    pub collector: Arc<Collector>,
+    /// None where the plugin did not start.
+    pub nri: Option<Arc<dyn Nri>>,
+    /// What goes on without its client.
+    pub background: TaskSet,
     /// Set once the streaming server listens.
     pub urls: OnceLock<Urls>,
 }

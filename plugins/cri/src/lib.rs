@@ -6,19 +6,43 @@
 //! - [`service`]: the gRPC face of [`Cri`]; one line per RPC
 //! - [`config`]: containerd's CRI tables
 //! - [`store`]: pods and containers known, names reserved, ids by prefix
-//! - `pods`: sandboxes, their namespaces and networks; `status`, `events`
-//! - `containers`: containers, exec, attach; `logs`
-//! - `images`, `stats`: what they say
-//! - `spec`: from CRI messages to an OCI runtime spec
+//! - [`pods`]: sandboxes, their namespaces and networks; [`status`], [`events`]
+//! - [`containers`]: containers, exec, attach; [`logs`]
+//! - [`images`], [`stats`]: what they say
+//! - [`spec`]: from CRI messages to an OCI runtime spec
 //! - [`streaming`]: exec, attach and port-forward over SPDY and WebSocket
+//! - [`plugin`]: how all of it starts
 //!
-//! Three plugins are registered, as containerd has them: `io.containerd.cri.v1.images`,
-//! `io.containerd.cri.v1.runtime` (configuration and pods) and `io.containerd.grpc.v1.cri` (the services on the wire).
+//! Four plugins are registered, as containerd has them: `io.containerd.cri.v1.images`, `io.containerd.cri.v1.runtime`
+//! (its instance is the configuration), `io.containerd.podsandbox.controller.v1.podsandbox` (pods with a pause
+//! container) and `io.containerd.grpc.v1.cri` (the services on the wire).
+//!
+//! # Limits
+//! | what | limit |
+//! |---|---|
+//! | a message | the listener's: 16 MiB by default, `max_recv_message_size`, `max_send_message_size` |
+//! | items of one message of a list stream | 5,000 ([`pods::list::BATCH`]) |
+//! | events that wait for one reader | 1,024 ([`events::MAX_UNREAD`]); then it is let go |
+//! | events that wait while nobody reads | 512, 5 min ([`events::MAX_HELD`]) |
+//! | an undo of a failed RunPodSandbox | 1 min each |
+//!
+//! Those of the other parts are in the docs of [`streaming`], [`images`], [`stats`], [`containers`], [`logs`] and
+//! [`spec`], those of networks in `corten_cni`.
 
 pub mod config;
+pub mod containers;
 pub mod cri;
+pub mod events;
+pub mod images;
+pub mod logs;
+pub mod plugin;
+pub mod pods;
 pub mod service;
+pub mod spec;
+pub mod stats;
+pub mod status;
 pub mod store;
 pub mod streaming;
 
 pub use cri::Cri;
+pub use plugin::registrations;

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use corten_core::{Context, Error, Result};
 use rustix::fs::CWD;
@@ -29,19 +29,24 @@ impl UserNs {
     /// # Errors
     /// InvalidArgument for a malformed map; the kernel's errors.
     pub fn new(uidmap: &str, gidmap: &str) -> Result<Self> {
-        let (uids, gids) = (map_file(uidmap)?, map_file(gidmap)?);
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(io::Error::from)
-            .context("pipe of a user namespace holder")?;
-        let holder = Holder::start(&read, write).context("clone into a new user namespace")?;
-        let proc = format!("/proc/{}", holder.pid);
-        std::fs::write(format!("{proc}/uid_map"), uids)
-            .with_context(|| format!("map uids {uidmap}"))?;
-        std::fs::write(format!("{proc}/gid_map"), gids)
-            .with_context(|| format!("map gids {gidmap}"))?;
-        let fd = File::open(format!("{proc}/ns/user")).context("open user namespace")?;
+        let holder = Holder::mapped(uidmap, gidmap, 0)?;
+        let fd = File::open(holder.namespace("user")).context("open user namespace")?;
         Ok(Self { fd })
     }
+}
+
+/// Makes a user namespace and in it a network namespace, and shows `take` the latter's file; both go afterwards unless
+/// it holds on to it.
+///
+/// # Errors
+/// As [`UserNs::new`]; those of `take`.
+pub(crate) fn with_network<T>(
+    uidmap: &str,
+    gidmap: &str,
+    take: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    let holder = Holder::mapped(uidmap, gidmap, libc::CLONE_NEWNET)?;
+    take(&holder.namespace("net"))
 }
 
 /// The child that holds the namespace open until its fd is taken. It runs nothing but read(2) and _exit(2).
@@ -52,9 +57,29 @@ struct Holder {
 }
 
 impl Holder {
-    fn start(read: &OwnedFd, write: OwnedFd) -> io::Result<Self> {
+    /// One in a new user namespace with these maps, and in the namespaces `more`, which that one owns.
+    fn mapped(uidmap: &str, gidmap: &str, more: libc::c_int) -> Result<Self> {
+        let (uids, gids) = (map_file(uidmap)?, map_file(gidmap)?);
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(io::Error::from)
+            .context("pipe of a user namespace holder")?;
+        let holder = Self::start(&read, write, more).context("clone into a new user namespace")?;
+        let proc = format!("/proc/{}", holder.pid);
+        std::fs::write(format!("{proc}/uid_map"), uids)
+            .with_context(|| format!("map uids {uidmap}"))?;
+        std::fs::write(format!("{proc}/gid_map"), gids)
+            .with_context(|| format!("map gids {gidmap}"))?;
+        Ok(holder)
+    }
+
+    /// The file of its namespace of type `kind`.
+    fn namespace(&self, kind: &str) -> PathBuf {
+        format!("/proc/{}/ns/{kind}", self.pid).into()
+    }
+
+    fn start(read: &OwnedFd, write: OwnedFd, more: libc::c_int) -> io::Result<Self> {
         let (r, w) = (read.as_raw_fd(), write.as_raw_fd());
-        let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+        let flags = libc::c_long::from(libc::CLONE_NEWUSER | more | libc::SIGCHLD);
         let none: libc::c_long = 0;
         // SAFETY: clone without CLONE_VM or a stack is fork; the child's branch below makes only raw system calls,
         // which a child of a threaded process may do.

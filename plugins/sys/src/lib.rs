@@ -1,16 +1,18 @@
 //! System calls that the daemon needs and its other crates may not make themselves: mounts, FIFOs, xattrs, safe path
-//! resolution, tree walks. The daemon's only `unsafe` is in [`idmap`], [`loopdev`], [`payload`] and [`seal`], where
-//! no safe wrapper exists.
+//! resolution, tree walks. The daemon's only `unsafe` is in [`environment`], [`idmap`], [`loopdev`], [`netns`], [`payload`] and [`seal`],
+//! where no safe wrapper exists.
 //!
 //! Everything here blocks. Async callers go through [`blocking`].
 
 pub mod copy;
+pub mod environment;
 pub mod fifo;
 pub mod idmap;
 pub mod image;
 pub mod loopdev;
 pub mod mount;
 pub mod mountinfo;
+pub mod netns;
 pub mod options;
 pub mod overlay;
 pub mod payload;

@@ -1,13 +1,11 @@
 //! One pod: what was asked for, where its namespaces are, in which state it is.
 
-use corten_protos::runtime::v1::{
-    ContainerResources, LinuxContainerResources, PodSandboxConfig, PodSandboxState,
-};
+use corten_protos::runtime::v1::{LinuxContainerResources, PodSandboxConfig, PodSandboxState};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-/// Type URL of a pod's metadata, on the record of its sandbox and of its pause container.
+/// Key of a pause container's extension with [`Metadata`].
 pub const METADATA: &str = "io.cri-containerd.sandbox.metadata";
 
 /// What is stored of a pod; containerd's names.
@@ -42,15 +40,15 @@ pub struct Status {
     pub exited_at: Option<std::time::SystemTime>,
     pub exit_status: u32,
     pub state: State,
-    /// From RunPodSandbox and UpdatePodSandboxResources.
+    /// Of the last UpdatePodSandboxResources.
     pub overhead: Option<LinuxContainerResources>,
-    pub resources: Option<ContainerResources>,
+    pub resources: Option<LinuxContainerResources>,
 }
 
 /// The states of a pod.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum State {
-    /// Being made: no list shows it, only stop and remove take it.
+    /// Being made, not taken back whole, or found without its network: shown as not ready.
     #[default]
     Unknown,
     Ready,

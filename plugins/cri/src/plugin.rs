@@ -1,0 +1,249 @@
+//! The plugins: `io.containerd.cri.v1.{images,runtime}`, `io.containerd.podsandbox.controller.v1.podsandbox` and
+//! `io.containerd.grpc.v1.cri`, which starts in this order: what it needs, recovery, the streaming server, NRI. Clients
+//! get through when all that is done.
+
+use std::any::Any;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, OnceLock};
+
+use corten_core::filter::Filter;
+use corten_core::sandbox::Controller;
+use corten_core::service::GrpcService;
+use corten_core::tasks_set::TaskSet;
+use corten_core::{Context as _, Error, Kind, Namespace, Result, kinds};
+use corten_registry::{BoxError, Context, InitError, Registration};
+use tracing::{error, warn};
+
+use crate::config::{self, PODSANDBOX};
+use crate::cri::NAMESPACE;
+use crate::images::{CriService, Images};
+use crate::pods::pause::Pause;
+use crate::service::Service;
+use crate::spec::Specs;
+use crate::stats::Collector;
+use crate::store::{Index, Names};
+use crate::streaming::{self, Tls, server};
+use crate::{Cri, containers, pods, stats, status};
+
+/// All plugins of this crate.
+pub fn registrations() -> Vec<Registration> {
+    let pause = Arc::new(Pause::default());
+    vec![
+        crate::images::registration(),
+        runtime(),
+        podsandbox(pause.clone()),
+        cri(pause),
+    ]
+}
+
+/// The configuration of runtimes, networks and containers; its instance is [`config::Runtime`].
+fn runtime() -> Registration {
+    Registration::new::<CriService>("runtime")
+        .config::<config::Runtime>()
+        .init(|_, config| {
+            Box::pin(async move {
+                let config = config.completed();
+                config.check()?;
+                Ok(Arc::new(config) as Arc<dyn Any + Send + Sync>)
+            })
+        })
+}
+
+fn podsandbox(pause: Arc<Pause>) -> Registration {
+    Registration::new::<kinds::PodSandbox>(PODSANDBOX)
+        .requires::<CriService>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                cx.host_platform();
+                // Without its configuration there is nothing it could do.
+                cx.by_id::<CriService>("runtime")?;
+                Ok(pause as Arc<dyn Controller>)
+            })
+        })
+}
+
+fn cri(pause: Arc<Pause>) -> Registration {
+    Registration::new::<kinds::Grpc>("cri")
+        .requires::<CriService>()
+        .requires::<kinds::PodSandbox>()
+        .requires::<kinds::SandboxController>()
+        .requires::<kinds::Metadata>()
+        .requires::<kinds::Runtime>()
+        .requires::<kinds::Event>()
+        .requires::<kinds::MountManager>()
+        .requires::<kinds::Nri>()
+        .config::<config::Grpc>()
+        .init(|cx, grpc| {
+            Box::pin(async move {
+                cx.host_platform();
+                cx.export("CRIVersion", "v1");
+                let cri = open(cx, grpc, pause).await?;
+                up(&cri).await?;
+                Ok(Arc::new(Service(cri)) as Arc<dyn GrpcService>)
+            })
+        })
+}
+
+async fn open(
+    cx: &mut Context,
+    grpc: config::Grpc,
+    pause: Arc<Pause>,
+) -> Result<Arc<Cri>, InitError> {
+    let wrong = |what: &str| BoxError::from(format!("plugin {what} is not what it is here"));
+    let runtime = cx.by_id::<CriService>("runtime")?;
+    let runtime: Arc<config::Runtime> = runtime.downcast().map_err(|_| wrong("runtime"))?;
+    let images = cx.by_id::<CriService>("images")?;
+    let images: Arc<Images> = images.downcast().map_err(|_| wrong("images"))?;
+    let runtime = config::Runtime::clone(&runtime);
+    for (name, handler) in &runtime.containerd.runtimes {
+        if !handler.snapshotter.is_empty() {
+            images.set_runtime_snapshotter(name, &handler.snapshotter);
+        }
+    }
+    let mut controllers = cx.all::<kinds::PodSandbox>()?;
+    controllers.extend(cx.all::<kinds::SandboxController>()?);
+    let controllers = controllers.into_iter().map(|(id, (c, _))| (id, c));
+    let tasks = cx.by_id::<kinds::Runtime>("task")?;
+    let networks = pods::network::open(&runtime).await?;
+    let specs = {
+        let runtime = runtime.clone();
+        corten_sys::blocking(move || Specs::new(&runtime)).await?
+    };
+    let properties = cx.properties();
+    let cri = Arc::new(Cri {
+        ns: Namespace::new(NAMESPACE)?,
+        root: cx.root(),
+        state: cx.state(),
+        daemon_root: properties.root.clone(),
+        endpoint: properties.grpc_address.clone(),
+        version: properties.version.clone(),
+        metadata: cx.single::<kinds::Metadata>()?,
+        events: cx.single::<kinds::Event>()?,
+        mounts: cx.single::<kinds::MountManager>()?,
+        controllers: controllers.collect(),
+        pause,
+        pods: Index::new("sandbox"),
+        pod_names: Names::default(),
+        locks: Default::default(),
+        containers: Index::new("container"),
+        container_names: Names::default(),
+        images,
+        specs: Arc::new(specs),
+        networks,
+        handlers: status::handlers(&runtime.containerd, tasks.as_ref()).await,
+        hub: Default::default(),
+        collector: Arc::new(Collector::new(
+            runtime.stats_collect_period,
+            runtime.stats_retention_period,
+        )),
+        nri: cx.single::<kinds::Nri>().ok(),
+        background: TaskSet::new(),
+        urls: OnceLock::new(),
+        tasks,
+        runtime,
+        grpc,
+    });
+    cri.pause.bind(&cri);
+    Ok(cri)
+}
+
+/// Everything that comes before the first client.
+async fn up(cri: &Arc<Cri>) -> Result<()> {
+    for dir in [&cri.root, &cri.state] {
+        let dir = dir.clone();
+        corten_sys::blocking(move || Ok(std::fs::create_dir_all(dir)?))
+            .await
+            .context("make a folder of the CRI")?;
+    }
+    listen(cri)?;
+    pods::recover::recover(cri)
+        .await
+        .context("failed to recover state")?;
+    containers::recover(cri)
+        .await
+        .context("failed to recover state")?;
+    for cni in cri.networks.values() {
+        cri.background.spawn("cni conf", cni.clone().watch());
+    }
+    serve_streams(cri).await?;
+    stats::start(cri);
+    start_nri(cri).await
+}
+
+/// Out-of-memory kills, from now on.
+fn listen(cri: &Arc<Cri>) -> Result<()> {
+    let wanted = Filter::parse(&["topic==\"/tasks/oom\""])?;
+    let mut events = cri.events.subscribe(wanted.clone());
+    let watched = cri.clone();
+    cri.background.spawn("cri events", async move {
+        loop {
+            while let Some(event) = events.recv().await {
+                if event.namespace == NAMESPACE {
+                    watched.on_event(&event).await;
+                }
+            }
+            warn!("events were missed");
+            events = watched.events.subscribe(wanted.clone());
+        }
+    });
+    Ok(())
+}
+
+async fn serve_streams(cri: &Arc<Cri>) -> Result<()> {
+    let config = &cri.grpc;
+    let bad =
+        |key: &str, value: &str| Error::new(Kind::InvalidArgument, format!("{key} = {value:?}"));
+    let text = config.stream_server_address.as_str();
+    let address: IpAddr = match text {
+        "" | "localhost" => Ipv4Addr::LOCALHOST.into(),
+        text => text
+            .parse()
+            .map_err(|_| bad("stream_server_address", text))?,
+    };
+    let text = config.stream_server_port.as_str();
+    let port = match text {
+        "" => 0,
+        text => text.parse().map_err(|_| bad("stream_server_port", text))?,
+    };
+    let pair = &config.x509_key_pair_streaming;
+    let tls = if !config.enable_tls_streaming {
+        Tls::Off
+    } else if pair.tls_cert_file.is_empty() && pair.tls_key_file.is_empty() {
+        Tls::SelfSigned(vec![address.to_string(), "localhost".to_owned()])
+    } else {
+        Tls::KeyPair {
+            certificate: pair.tls_cert_file.clone().into(),
+            key: pair.tls_key_file.clone().into(),
+        }
+    };
+    let config = streaming::Config {
+        address,
+        port,
+        tls,
+        idle: config.stream_idle_timeout,
+        ..streaming::Config::default()
+    };
+    let runtime = Arc::new(containers::Streams::new(cri.clone()));
+    let server = server::Server::bind(config, runtime)
+        .await
+        .context("failed to create stream server")?;
+    let _ = cri.urls.set(server.urls());
+    // It ends with the daemon.
+    cri.background
+        .spawn("streaming server", server.serve(std::future::pending()));
+    Ok(())
+}
+
+async fn start_nri(cri: &Arc<Cri>) -> Result<()> {
+    let Some(nri) = &cri.nri else {
+        return Ok(());
+    };
+    if !nri.enabled() {
+        return Ok(());
+    }
+    if let Err(error) = nri.start().await {
+        error!(%error, "failed to set up NRI for CRI service");
+        return Err(error);
+    }
+    Ok(())
+}

@@ -198,6 +198,7 @@ struct Opened {
 /// Opens or resumes an ingest.
 async fn open(db: Arc<Db>, scope: Scope, mut options: WriterOptions) -> Result<Box<dyn Writer>> {
     let sweep = db.content_sweep.read().await;
+    let alone = db.lock_ingest(&scope, &options.r#ref).await;
     let shared = shareable(&db, &options).await?;
     if let Some(size) = shared {
         options.total = size;
@@ -242,7 +243,7 @@ async fn open(db: Arc<Db>, scope: Scope, mut options: WriterOptions) -> Result<B
             }
         },
     };
-    drop(sweep);
+    drop((alone, sweep));
     Ok(Box::new(Namespaced::new(
         db,
         scope,
@@ -331,6 +332,7 @@ async fn forget(db: &Db, scope: &Scope, r#ref: &str) -> Result<()> {
 
 async fn abort(db: &Db, scope: Scope, r#ref: String) -> Result<()> {
     let _sweep = db.content_sweep.read().await;
+    let _alone = db.lock_ingest(&scope, &r#ref).await;
     let record = db
         .write_deleting(Dirt::Content, move |txn| {
             let at = key(keys::INGESTS, &[scope.namespace.as_str(), &r#ref]);

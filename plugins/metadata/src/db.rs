@@ -17,7 +17,7 @@ use corten_core::gc::Resources;
 use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::snapshots::Snapshotter;
 use corten_core::tasks_set::TaskSet;
-use corten_core::{Context as _, Error, Namespace, Result};
+use corten_core::{Context as _, Error, Namespace, Result, Scope};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{RwLock as AsyncRwLock, oneshot};
 use tracing::warn;
@@ -60,6 +60,8 @@ pub(crate) struct Db {
     pub(crate) content: Arc<dyn Backend>,
     /// Shared by whoever makes blobs or ingests, alone by their sweep.
     pub(crate) content_sweep: AsyncRwLock<()>,
+    /// Held while the record of an ingest and its bytes in the backend come or go together; taken after the sweep's lock.
+    ingests: KeyLocks,
     pub(crate) snapshotters: BTreeMap<String, Layers>,
     pub(crate) isolated: bool,
     /// The root was containerd's, whose database names blobs and snapshots too: nothing may be swept.
@@ -118,6 +120,13 @@ pub(crate) struct Dirty {
 // === impl Db ===
 
 impl Db {
+    /// Waits until nobody else opens, commits or aborts this ingest: one who fails to open it takes its record back, and
+    /// must not take one that somebody else came to use.
+    pub(crate) async fn lock_ingest(&self, scope: &Scope, r#ref: &str) -> KeyGuard {
+        let name = format!("{}/{ref}", scope.namespace);
+        self.ingests.lock(name).await
+    }
+
     pub(crate) fn open(parts: Parts) -> Result<Arc<Self>> {
         std::fs::create_dir_all(&parts.root)
             .with_context(|| format!("make metadata folder {}", parts.root.display()))?;
@@ -148,6 +157,7 @@ impl Db {
             store,
             content: parts.content,
             content_sweep: AsyncRwLock::default(),
+            ingests: KeyLocks::default(),
             snapshotters: parts
                 .snapshotters
                 .into_iter()

@@ -234,6 +234,7 @@ impl Commit {
     ) -> Result<(Box<dyn Writer>, Result<()>)> {
         let db = self.db.clone();
         let sweep = db.content_sweep.read().await;
+        let alone = db.lock_ingest(&self.scope, &self.r#ref).await;
         let digest = inner.digest();
         match inner.commit(size, expected, Labels::new()).await {
             Err(e) if e.kind() != Kind::AlreadyExists => return Ok((inner, Err(e))),
@@ -244,7 +245,7 @@ impl Commit {
             // The blob may be nobody's now.
             db.soil_content();
         }
-        drop(sweep);
+        drop((alone, sweep));
         Ok((inner, done))
     }
 
@@ -252,6 +253,7 @@ impl Commit {
     async fn record(self, size: u64, digest: Digest) -> Result<()> {
         let db = self.db.clone();
         let _sweep = db.content_sweep.read().await;
+        let _alone = db.lock_ingest(&self.scope, &self.r#ref).await;
         // The ingest kept the bytes, unless it expired or lost its lease meanwhile.
         db.content.info(&digest).await?;
         self.insert(size, digest).await

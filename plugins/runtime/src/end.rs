@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use corten_core::runtime::{Exit, Task};
 use corten_core::{Any, Error, Kind, Namespace, Result, events};
@@ -19,6 +19,8 @@ use crate::task::{Inner, Role};
 
 /// Exit status of a container whose end nobody could tell.
 const UNKNOWN_EXIT: u32 = 255;
+/// How long a shim that was told to go may take to do so before its bundle goes.
+const LAST_STEPS: Duration = Duration::from_millis(250);
 
 // === impl Inner ===
 
@@ -178,11 +180,23 @@ impl Inner {
         if !shim.release() {
             return self.await_end(shim).await;
         }
+        if !self.has_company(shim) {
+            // It goes now. Shims find their sockets through the bundle, and leave them if that goes first.
+            let _ = tokio::time::timeout(LAST_STEPS, shim.connection.ended()).await;
+        }
         shim.connection.close();
         if shim.deleted().is_none() {
             self.clean_up(&shim.binary, &shim.bundle).await;
         }
         self.finish(shim).await;
+    }
+
+    /// Whether its process serves somebody else too.
+    fn has_company(&self, shim: &Arc<Shim>) -> bool {
+        let shims = self.manager.shims.lock();
+        shims
+            .values()
+            .any(|s| !Arc::ptr_eq(s, shim) && s.bootstrap.address == shim.bootstrap.address)
     }
 
     async fn finish(&self, shim: &Arc<Shim>) {

@@ -1,11 +1,15 @@
 //! One container: what was asked for, from which image, in which state it is.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use corten_protos::runtime::v1::{ContainerConfig, ContainerResources, ContainerState};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use crate::logs::Copier;
 
 /// Type URL of a container's metadata, on its record. nerdctl reads it.
 pub const METADATA: &str = "io.cri-containerd.container.metadata";
@@ -88,10 +92,40 @@ pub struct Container {
     /// Becomes true when the container has ended for good.
     pub stopped: watch::Sender<bool>,
     /// An OOM kill was seen.
-    pub oom: std::sync::atomic::AtomicBool,
+    pub oom: AtomicBool,
+    /// Its stop signal was sent: nobody sends it twice.
+    pub signalled: AtomicBool,
+    /// Copies its output, where its shim writes no log.
+    pub io: RwLock<Option<Arc<Copier>>>,
+    /// Held by whoever changes the status.
+    pub changing: tokio::sync::Mutex<()>,
 }
 
 impl Container {
+    /// A container as it is stored.
+    pub fn new(
+        metadata: Metadata,
+        status: Status,
+        dir: PathBuf,
+        snapshotter: String,
+        runtime: String,
+    ) -> Self {
+        Self {
+            id: metadata.id.clone(),
+            sandbox_id: metadata.sandbox_id.clone(),
+            metadata: RwLock::new(metadata),
+            status: RwLock::new(status),
+            dir,
+            snapshotter,
+            runtime,
+            stopped: watch::Sender::new(false),
+            oom: AtomicBool::default(),
+            signalled: AtomicBool::default(),
+            io: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// Its state now.
     pub fn state(&self) -> ContainerState {
         self.status.read().state()

@@ -129,6 +129,18 @@ impl Error {
         }
     }
 
+    /// Whether a `T` is among the causes: tells apart what has one class on the wire and two meanings inside.
+    pub fn is_caused_by<T: std::error::Error + 'static>(&self) -> bool {
+        let mut next = Some(self);
+        while let Some(source) = next.and_then(|e| e.source.as_deref()) {
+            if source.is::<T>() {
+                return true;
+            }
+            next = source.downcast_ref();
+        }
+        false
+    }
+
     /// The same error with another class, for the edges where containerd maps one to another.
     #[must_use]
     pub fn reclassify(mut self, kind: Kind) -> Self {
@@ -214,6 +226,21 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_found_below_any_context() {
+        let e = Error::internal("a")
+            .with_source(std::fmt::Error)
+            .context("b")
+            .context("c");
+        assert!(e.is_caused_by::<std::fmt::Error>());
+        assert!(!e.is_caused_by::<std::io::Error>());
+        assert!(
+            !Error::internal("x")
+                .context("y")
+                .is_caused_by::<std::fmt::Error>()
+        );
+    }
 
     #[test]
     fn errno_texts_are_go_s() {

@@ -12,7 +12,7 @@ pub(crate) struct Shared {
 
 /// All of them, in the order in which they start where dependencies leave a choice.
 pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
-    vec![
+    let mut all = vec![
         corten_otlp::otlp(),
         corten_otlp::tracing(),
         corten_content::registration(),
@@ -54,5 +54,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_services::tasks::registration(),
         corten_services::transfer::registration(),
         corten_services::version::registration(),
-    ]
+    ];
+    all.extend(corten_cri::registrations());
+    all
 }

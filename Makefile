@@ -11,12 +11,13 @@ RELEASE := target/release
 DEST := $(DESTDIR)$(PREFIX)
 
 .DEFAULT_GOAL := build
-.PHONY: build deps demo test test-reference bench install fmt lint help
+.PHONY: build deps demo test test-reference test-cri-suite bench install fmt lint help
 
 help:
 	@echo 'make demo             install what is missing, build, run a container, clean up'
 	@echo 'make test             install what is missing, build, run every test'
 	@echo 'make test-reference   run the behaviour tests against stock containerd'
+	@echo 'make test-cri-suite   run containerd'"'"'s CRI suite against Corten'
 	@echo 'make bench            measure Corten beside stock containerd'
 	@echo 'make build            build $(RELEASE)/cortend and $(RELEASE)/$(SHIM)'
 	@echo 'make install PREFIX=DIR'
@@ -47,6 +48,11 @@ test:
 test-reference: deps
 	CORTEN_UNDER_TEST=reference CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUNNER=$(CURDIR)/integration/as-root.sh \
 	$(CARGO) test --release -p corten-integration --test ctr
+
+test-cri-suite: build
+	@integration/setup.sh cri
+	$(CARGO) build --release -p corten-integration --bin corten-images
+	@integration/as-root.sh integration/cri/suite.sh corten
 
 bench: build deps
 	$(CARGO) build --release -p corten-integration --bin corten-bench

@@ -5,6 +5,7 @@
 #
 #   integration/setup.sh            everything the tests need
 #   integration/setup.sh packages   only the Debian packages that a build of Corten needs
+#   integration/setup.sh cri        what containerd's CRI suite needs beside (integration/cri/suite.sh)
 #
 # Nothing is installed outside of apt's own packages and target/; no service is started.
 set -eu
@@ -47,7 +48,8 @@ want_packages() {
     apt_update
     say "installing$missing"
     # shellcheck disable=SC2086
-    as_root env DEBIAN_FRONTEND=noninteractive \
+    # In runlevel 1 no package starts its service.
+    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
@@ -102,6 +104,27 @@ find_go() {
     printf '%s\n' "$found"
 }
 
+# containerd's CRI suite and the failing programs that it asks for.
+build_cri_suite() {
+    containerd=github.com/containerd/containerd/v2
+    stamp=$(cat "$here/peers/go.mod" "$here/peers/go.sum" | sha256sum | cut -d' ' -f1)
+    [ -f "$bin/.stamp-cri" ] && [ "$(cat "$bin/.stamp-cri")" = "$stamp" ] &&
+        [ -x "$bin/cri-integration.test" ] && return 0
+    go=$(find_go)
+    say "building containerd's CRI suite with $("$go" env GOVERSION) (a minute or two)"
+    (
+        cd "$here/peers"
+        export GOFLAGS="-buildvcs=false -mod=readonly" CGO_ENABLED=0
+        nice -n 10 "$go" test -c -o "$bin/cri-integration.test" -ldflags '-s -w' $containerd/integration
+        nice -n 10 "$go" build -o "$bin/" -ldflags '-s -w' \
+            $containerd/integration/failpoint/cmd/containerd-shim-runc-fp-v1 \
+            $containerd/integration/failpoint/cmd/cni-bridge-fp \
+            $containerd/integration/failpoint/cmd/runc-fp \
+            $containerd/integration/failpoint/cmd/loopback-v2
+    )
+    printf '%s\n' "$stamp" >"$bin/.stamp-cri"
+}
+
 build_peers() {
     stamp=$(cat "$here/peers/go.mod" "$here/peers/go.sum" | sha256sum | cut -d' ' -f1)
     if [ -f "$bin/.stamp" ] && [ "$(cat "$bin/.stamp")" = "$stamp" ] &&
@@ -137,3 +160,7 @@ want_unpacked containerd usr/bin/ctr
 want_unpacked docker-registry usr/bin/docker-registry
 want_unpacked containernetworking-plugins usr/lib/cni/bridge
 build_peers
+[ "${1:-all}" = cri ] || exit 0
+
+want_packages nginx-light procps lsof strace
+build_cri_suite

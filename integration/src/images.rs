@@ -2,6 +2,7 @@
 //! written as an archive or pushed to a registry. The catalogue of them is in `images/catalogue.rs`.
 
 mod catalogue;
+mod kubernetes;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 pub use catalogue::*;
+pub use kubernetes::cri_suite;
 
 use crate::peers;
 use crate::tarball::Tarball;
@@ -137,8 +139,14 @@ impl Layer {
 impl Recipe {
     #[must_use]
     pub fn new(name: &str) -> Self {
+        Self::referenced(&format!("test.local/{name}:1"))
+    }
+
+    /// Of a full reference: `host/path:tag`.
+    #[must_use]
+    pub fn referenced(reference: &str) -> Self {
         Self {
-            name: format!("test.local/{name}:1"),
+            name: reference.to_owned(),
             layers: Vec::new(),
             config: json!({"Cmd": ["sh"], "Env": ["PATH=/bin:/usr/bin"]}),
             architecture: "amd64".to_owned(),

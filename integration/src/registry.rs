@@ -120,40 +120,7 @@ impl Registry {
 
     /// Puts an image into a registry that speaks plain HTTP and gives its reference.
     pub fn push(&self, image: &Image) -> String {
-        let (path, tag) = image.repository();
-        let host = self.host();
-        let mut manifests = Vec::new();
-        for (digest, blob) in &image.blobs {
-            if blob.media_type.contains("manifest") || blob.media_type == OCI_INDEX {
-                manifests.push((digest, blob));
-                continue;
-            }
-            let begun = http::request(
-                &host,
-                "POST",
-                &format!("/v2/{path}/blobs/uploads/"),
-                &[],
-                b"",
-            );
-            let location = begun.header("location").expect("an upload has a place");
-            let place = location
-                .split_once(&host)
-                .map_or(location, |(_, rest)| rest);
-            let sign = if place.contains('?') { '&' } else { '?' };
-            let target = format!("{place}{sign}digest={digest}");
-            let kind = ("Content-Type", "application/octet-stream");
-            let put = http::request(&host, "PUT", &target, &[kind], &blob.bytes);
-            assert!(put.status == 201, "push a blob: {put:?}");
-        }
-        // The registry wants an index's members before the index.
-        manifests.sort_by_key(|(digest, _)| **digest == image.digest);
-        for (digest, blob) in manifests {
-            let name = if *digest == image.digest { tag } else { digest };
-            let target = format!("/v2/{path}/manifests/{name}");
-            let kind = ("Content-Type", blob.media_type.as_str());
-            let put = http::request(&host, "PUT", &target, &[kind], &blob.bytes);
-            assert!(put.status == 201, "push a manifest: {put:?}");
-        }
+        push(&self.host(), image);
         self.reference(image)
     }
 
@@ -226,6 +193,41 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Puts an image into the registry at `host`, which speaks plain HTTP, under its path and tag.
+pub fn push(host: &str, image: &Image) {
+    let (path, tag) = image.repository();
+    let mut manifests = Vec::new();
+    for (digest, blob) in &image.blobs {
+        if blob.media_type.contains("manifest") || blob.media_type == OCI_INDEX {
+            manifests.push((digest, blob));
+            continue;
+        }
+        let begun = http::request(
+            host,
+            "POST",
+            &format!("/v2/{path}/blobs/uploads/"),
+            &[],
+            b"",
+        );
+        let location = begun.header("location").expect("an upload has a place");
+        let place = location.split_once(host).map_or(location, |(_, rest)| rest);
+        let sign = if place.contains('?') { '&' } else { '?' };
+        let target = format!("{place}{sign}digest={digest}");
+        let kind = ("Content-Type", "application/octet-stream");
+        let put = http::request(host, "PUT", &target, &[kind], &blob.bytes);
+        assert!(put.status == 201, "push a blob: {put:?}");
+    }
+    // The registry wants an index's members before the index.
+    manifests.sort_by_key(|(digest, _)| **digest == image.digest);
+    for (digest, blob) in manifests {
+        let name = if *digest == image.digest { tag } else { digest };
+        let target = format!("/v2/{path}/manifests/{name}");
+        let kind = ("Content-Type", blob.media_type.as_str());
+        let put = http::request(host, "PUT", &target, &[kind], &blob.bytes);
+        assert!(put.status == 201, "push a manifest: {put:?}");
     }
 }
 

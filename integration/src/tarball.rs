@@ -97,8 +97,14 @@ impl Tarball {
     }
 
     #[must_use]
-    pub fn hardlink(mut self, path: &str, target: &str) -> Self {
-        let mut header = self.header(EntryType::Link, 0o640, 0);
+    pub fn hardlink(self, path: &str, target: &str) -> Self {
+        self.hardlink_as(path, target, 0o640)
+    }
+
+    /// A hard link whose mode becomes its target's too.
+    #[must_use]
+    pub fn hardlink_as(mut self, path: &str, target: &str, mode: u32) -> Self {
+        let mut header = self.header(EntryType::Link, mode, 0);
         self.builder.append_link(&mut header, path, target).unwrap();
         self
     }

@@ -19,12 +19,16 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\nalice:x:1000:\nstaff:x:50:alic
 static BUSYBOX: LazyLock<Image> =
     LazyLock::new(|| Recipe::new("busybox").layer(Layer::gzip(base())).build());
 
-/// The tree of a small system around one busybox binary.
-fn base() -> Tarball {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+/// Debian's static busybox.
+pub(super) fn busybox_binary() -> Vec<u8> {
+    ["/bin/busybox", "/usr/bin/busybox"]
         .iter()
         .find_map(|p| fs::read(p).ok())
-        .expect("busybox-static is installed by integration/setup.sh");
+        .expect("busybox-static is installed by integration/setup.sh")
+}
+
+/// The tree of a small system around one busybox binary.
+fn base() -> Tarball {
     let list = Command::new("busybox")
         .arg("--list")
         .output()
@@ -37,7 +41,7 @@ fn base() -> Tarball {
             ],
         )
         .dir("tmp", 0o1777)
-        .file("bin/busybox", 0o755, busybox);
+        .file("bin/busybox", 0o755, busybox_binary());
     for applet in String::from_utf8_lossy(&list.stdout)
         .lines()
         .filter(|a| *a != "busybox")
@@ -93,22 +97,23 @@ pub fn setuid() -> Image {
         .build()
 }
 
-fn dynamic(mut tar: Tarball, programs: &[&str], mode: u32) -> Tarball {
+/// Adds programs of this machine and every library that they load.
+pub(super) fn dynamic(mut tar: Tarball, programs: &[&str], mode: u32) -> Tarball {
     let mut libraries = BTreeSet::new();
     tar = tar.dirs(0o755, &["usr", "usr/bin"]);
     for program in programs {
-        let path = format!("/usr/bin/{program}");
+        let path = ["bin", "sbin"]
+            .map(|dir| format!("/usr/{dir}/{program}"))
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .expect("integration/setup.sh installs them");
         let list = Command::new("ldd").arg(&path).output().expect("ldd runs");
         for word in String::from_utf8_lossy(&list.stdout).split_whitespace() {
             if word.starts_with('/') {
                 libraries.insert(word.to_owned());
             }
         }
-        tar = tar.file(
-            &path[1..],
-            mode,
-            fs::read(&path).expect("coreutils are installed"),
-        );
+        tar = tar.file(&path[1..], mode, fs::read(&path).expect("it is there"));
     }
     for library in libraries {
         let bytes = fs::read(Path::new(&library)).expect("ldd named it");

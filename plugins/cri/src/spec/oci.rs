@@ -451,8 +451,8 @@ document! {
     SyscallArg {
         ! index: u32,
         ! value: u64,
-        value_two: u64,
         ! op: String,
+        value_two: u64,
     }
 }
 

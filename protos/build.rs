@@ -113,7 +113,9 @@ impl ServiceGenerator for Stubs {
         if self.ttrpc {
             ttrpc::print(&service, buf);
         }
-        if let Some(grpc) = &mut self.grpc {
+        if let Some(grpc) = &mut self.grpc
+            && !ttrpc::TTRPC_ONLY.contains(&service.package.as_str())
+        {
             grpc.generate(service, buf);
         }
     }

@@ -15,7 +15,12 @@ const SERVICES: &[&str] = &[
     "containerd.task.v2.Task",
     "containerd.task.v3.Task",
     "corten.pod.v1.Pod",
+    "nri.pkg.api.v1alpha1.Plugin",
+    "nri.pkg.api.v1alpha1.Runtime",
 ];
+
+/// Packages that are never spoken over gRPC: they get no tonic stubs.
+pub(crate) const TTRPC_ONLY: &[&str] = &["nri.pkg.api.v1alpha1"];
 
 /// The package whose messages and stubs are those of another one: proto path, package, Rust path of the other.
 pub(crate) const TWIN: (&str, &str, &str) = (

@@ -25,6 +25,8 @@ pub use crate::containerd::task::v3::task_ttrpc::{
     SERVICE as TASK_V3, Task, TaskClient, create_task as create_task_v3,
 };
 pub use crate::corten::pod::v1::pod_ttrpc::{Pod, PodClient, create_pod};
+pub use crate::nri::pkg::api::v1alpha1::plugin_ttrpc::{Plugin, PluginClient, create_plugin};
+pub use crate::nri::pkg::api::v1alpha1::runtime_ttrpc::{Runtime, RuntimeClient, create_runtime};
 pub use runtime::{Services, error};
 
 /// What generated code calls. Public so that stubs of other crates may use it too.

@@ -46,6 +46,7 @@ import (
 	_ "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	_ "github.com/containerd/containerd/api/types/task"
 	_ "github.com/containerd/containerd/api/types/transfer"
+	_ "github.com/containerd/nri/pkg/api"
 	_ "google.golang.org/genproto/googleapis/rpc/status"
 	_ "google.golang.org/protobuf/types/known/anypb"
 	_ "google.golang.org/protobuf/types/known/durationpb"

@@ -55,6 +55,8 @@ kinds! {
     Metrics = "io.containerd.metrics.v1" => dyn crate::metrics::Source;
     /// gRPC façades.
     Grpc = "io.containerd.grpc.v1" => dyn crate::service::GrpcService;
+    /// What tells plugins of other processes about containers.
+    Nri = "io.containerd.nri.v1" => dyn crate::nri::Nri;
     /// ttrpc façades.
     Ttrpc = "io.containerd.ttrpc.v1" => dyn crate::service::TtrpcService;
     /// What the daemon tells about itself.

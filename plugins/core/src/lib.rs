@@ -27,6 +27,7 @@ pub mod metadata;
 pub mod metrics;
 pub mod mounts;
 pub mod namespaces;
+pub mod nri;
 pub mod reference;
 pub mod rollback;
 pub mod runtime;

@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use corten_core::Scope;
 use corten_core::scope::{CALLER, NAMESPACE_HEADER};
-use corten_core::spans::{Span, Tracer};
+use corten_core::spans::{self, Span, Tracer};
 use futures::FutureExt as _;
 use futures::future::Either;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::{debug, error};
+use tracing::{Instrument as _, debug, error, error_span};
 
 use super::calls::{Calls, Ticket};
 
@@ -88,6 +88,7 @@ pub(super) struct CallLayer {
     in_flight: InFlight,
     calls: Calls,
     tracer: Option<Tracing>,
+    log_trace_id: bool,
 }
 
 /// Whoever makes spans, if anybody does.
@@ -106,12 +107,14 @@ impl CallLayer {
             in_flight,
             calls,
             tracer: None,
+            log_trace_id: false,
         }
     }
 
-    /// With a span for each call.
-    pub(super) fn traced_by(mut self, tracer: Option<Arc<dyn Tracer>>) -> Self {
+    /// With a span for each call; `log_trace_id`: what is logged during it names its trace.
+    pub(super) fn traced_by(mut self, tracer: Option<Arc<dyn Tracer>>, log_trace_id: bool) -> Self {
         self.tracer = tracer.map(Tracing);
+        self.log_trace_id = log_trace_id;
         self
     }
 }
@@ -124,6 +127,7 @@ impl<S> Layer<S> for CallLayer {
             in_flight: self.in_flight.clone(),
             calls: self.calls.clone(),
             tracer: self.tracer.clone(),
+            log_trace_id: self.log_trace_id,
         }
     }
 }
@@ -135,12 +139,14 @@ pub(super) struct Call<S> {
     in_flight: InFlight,
     calls: Calls,
     tracer: Option<Tracing>,
+    log_trace_id: bool,
 }
 
 impl<S> Service<http::Request<Body>> for Call<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>>,
     S::Future: Send + 'static,
+    S::Error: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
@@ -168,7 +174,12 @@ where
         let tracer = self.tracer.as_ref();
         let mut span = tracer.map(|t| t.0.serve(&path, &namespace, request.headers()));
         let begun = Instant::now();
-        let answer = self.inner.call(request);
+        let point = span.as_ref().map(|s| s.point());
+        let log_span = match &point {
+            Some(point) if self.log_trace_id => error_span!("call", trace_id = point.trace_id()),
+            _ => tracing::Span::none(),
+        };
+        let answer = spans::below(point, self.inner.call(request)).instrument(log_span);
         Box::pin(async move {
             let answer = match scope.clone() {
                 Some(scope) => Either::Left(CALLER.scope(scope, answer)),

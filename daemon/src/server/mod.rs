@@ -45,6 +45,7 @@ pub(crate) struct Listeners {
     debug: Socket,
     metrics: Metrics,
     grpc_metrics: GrpcMetrics,
+    log_trace_id: bool,
     state: std::path::PathBuf,
 }
 
@@ -58,6 +59,7 @@ impl Listeners {
             debug: config.table(DEBUG_TABLE)?,
             metrics: config.table(METRICS_TABLE)?,
             grpc_metrics: config.table(GRPC_METRICS_TABLE)?,
+            log_trace_id: config.debug.log_trace_id,
             state: config.state.clone(),
         })
     }
@@ -90,7 +92,7 @@ impl Servers {
             Calls::new(l.grpc_metrics.grpc_histogram)
         };
         let tracer = plugins.all::<kinds::Tracing>().pop().map(|(_, t)| t);
-        let layer = CallLayer::new(in_flight.clone(), calls.clone()).traced_by(tracer.clone());
+        let layer = CallLayer::new(in_flight.clone(), calls.clone()).traced_by(tracer.clone(), l.log_trace_id);
         let services: Vec<_> = plugins
             .all::<kinds::Grpc>()
             .into_iter()

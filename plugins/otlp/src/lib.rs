@@ -4,6 +4,7 @@
 //! io.containerd.tracing.processor.v1 "otlp"   batches spans and sends them    (exporter)
 //! io.containerd.internal.v1 "tracing"         makes spans for the processors  (tracer)
 //! ```
+//! Below the span of a call are those of its parts that take time (pulls, layers, tasks), and shims are told of theirs.
 //! Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set: then both are skipped, and
 //! no thread, buffer or span exists. Like containerd since 2.4, there is no config section; the other `OTEL_*` variables
 //! (protocol, headers, timeout, sampler, service name, `OTEL_SDK_DISABLED`) mean what OpenTelemetry says. The batches

@@ -1,14 +1,17 @@
-//! io.containerd.internal.v1 "tracing": a span for each served call.
+//! io.containerd.internal.v1 "tracing": a span for each served call, and those of its parts below it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use corten_core::kinds;
-use corten_core::spans::{Span, Tracer};
+use corten_core::spans::{Point, Span, Tracer};
 use corten_registry::Registration;
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
-use opentelemetry::trace::{Span as _, SpanKind, Status, Tracer as _, TracerProvider as _};
+use opentelemetry::trace::{
+    Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
+};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -27,7 +30,16 @@ struct Calls {
     parents: TraceContextPropagator,
 }
 
-struct Call(SdkSpan);
+/// A running span, and who makes those below it.
+struct Call {
+    span: SdkSpan,
+    tracer: SdkTracer,
+}
+
+struct Below {
+    context: Context,
+    tracer: SdkTracer,
+}
 
 struct Headers<'a>(&'a HeaderMap);
 
@@ -63,7 +75,10 @@ impl Tracer for Calls {
             .span_builder(name)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
-        Box::new(Call(self.tracer.build_with_context(builder, &parent)))
+        Box::new(Call {
+            span: self.tracer.build_with_context(builder, &parent),
+            tracer: self.tracer.clone(),
+        })
     }
 
     fn shutdown(&self) {
@@ -75,9 +90,17 @@ impl Tracer for Calls {
 // === impl Call ===
 
 impl Span for Call {
+    fn point(&self) -> Arc<dyn Point> {
+        let context = Context::new().with_remote_span_context(self.span.span_context().clone());
+        Arc::new(Below {
+            context,
+            tracer: self.tracer.clone(),
+        })
+    }
+
     fn end(mut self: Box<Self>, code: Code) {
         let number = i64::from(code as i32);
-        self.0
+        self.span
             .set_attribute(KeyValue::new("rpc.grpc.status_code", number));
         // Codes that are the server's fault, as OpenTelemetry sees it; the others are answers.
         let ours = [
@@ -89,9 +112,33 @@ impl Span for Call {
             Code::DataLoss,
         ];
         if ours.contains(&code) {
-            self.0.set_status(Status::error(code.description()));
+            self.span.set_status(Status::error(code.description()));
         }
-        self.0.end();
+        self.span.end();
+    }
+}
+
+// === impl Below ===
+
+impl Point for Below {
+    fn child(&self, name: &str) -> Box<dyn Span> {
+        let builder = self.tracer.span_builder(name.to_owned());
+        let builder = builder.with_kind(SpanKind::Internal);
+        Box::new(Call {
+            span: self.tracer.build_with_context(builder, &self.context),
+            tracer: self.tracer.clone(),
+        })
+    }
+
+    fn trace_id(&self) -> String {
+        self.context.span().span_context().trace_id().to_string()
+    }
+
+    fn headers(&self) -> Vec<(String, String)> {
+        let mut headers = HashMap::new();
+        TraceContextPropagator::new().inject_context(&self.context, &mut headers);
+        headers.retain(|_, value| !value.is_empty());
+        headers.into_iter().collect()
     }
 }
 
@@ -164,5 +211,39 @@ mod tests {
         };
         assert!(has("rpc.service", "a.B") && has("containerd.namespace", "ns"));
         assert!(has("rpc.grpc.status_code", "13"));
+    }
+
+    #[tokio::test]
+    async fn parts_of_a_call_are_below_it_also_in_other_tasks() {
+        use corten_core::spans;
+        let exporter = InMemorySpanExporter::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(exporter.clone())
+            .build();
+        let calls = Calls::new(provider);
+        let call = calls.serve("/a.B/Get", "ns", &HeaderMap::new());
+        let told = spans::below(Some(call.point()), async {
+            let part = spans::within("part", async {
+                let inner = spans::carry(spans::within("inner", async { Ok(()) }));
+                tokio::spawn(inner).await.unwrap()?;
+                Ok(spans::current().unwrap().headers())
+            });
+            part.await.unwrap()
+        });
+        let told = told.await;
+        call.end(Code::Ok);
+        let spans = exporter.get_finished_spans().unwrap();
+        let names: Vec<_> = spans.iter().map(|s| s.name.as_ref()).collect();
+        assert_eq!(names, ["inner", "part", "a.B/Get"]);
+        for (span, parent) in [(0, 1), (1, 2)] {
+            let parent = spans[parent].span_context.span_id();
+            assert_eq!(spans[span].parent_span_id, parent);
+        }
+        let trace = spans[2].span_context.trace_id().to_string();
+        let id = spans[1].span_context.span_id().to_string();
+        assert_eq!(
+            told,
+            [("traceparent".to_owned(), format!("00-{trace}-{id}-01"))]
+        );
     }
 }

@@ -334,6 +334,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_shim_is_told_of_the_trace() {
+        use tokio::io::AsyncReadExt as _;
+        struct Here;
+        impl spans::Point for Here {
+            fn child(&self, _: &str) -> Box<dyn spans::Span> {
+                unreachable!("a call is no span of its own")
+            }
+            fn trace_id(&self) -> String {
+                "1".into()
+            }
+            fn headers(&self) -> Vec<(String, String)> {
+                vec![("traceparent".into(), "00-1-2-01".into())]
+            }
+        }
+        let ns = Namespace::new("ns").unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let c = Connection::over(&ns, ours);
+        let request = corten_protos::containerd::task::v3::ConnectRequest::default();
+        let call = c.call(None, |cx| async { c.task(3).connect(cx, &request).await });
+        let call = spans::below(Some(std::sync::Arc::new(Here)), call);
+        let mut seen = Vec::new();
+        let read = async {
+            while !seen.windows(9).any(|w| w == b"00-1-2-01") {
+                assert_ne!(theirs.read_buf(&mut seen).await.unwrap(), 0);
+            }
+        };
+        tokio::select! {
+            _ = call => panic!("nobody answers"),
+            () = read => {}
+            () = tokio::time::sleep(Duration::from_secs(5)) => panic!("not told"),
+        }
+    }
+
+    #[tokio::test]
     async fn dialling_fails_clearly() {
         let ns = Namespace::new("ns").unwrap();
         let dial = async |address: &str, protocol: &str| {

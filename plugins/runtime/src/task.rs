@@ -14,7 +14,7 @@ use corten_core::kinds;
 use corten_core::runtime::{CreateOptions, Exit, Task, Tasks};
 use corten_core::sandbox::Sandboxes;
 use corten_core::tasks_set::TaskSet;
-use corten_core::{Any, Context as _, Error, Kind, Namespace, Result};
+use corten_core::{Any, Context as _, Error, Kind, Namespace, Result, spans};
 
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::containerd::task::v3::CreateTaskRequest;
@@ -312,13 +312,14 @@ impl TaskManager {
         o: CreateOptions,
         gone: &mut oneshot::Sender<Result<Arc<Shim>>>,
     ) -> Result<Arc<Shim>> {
-        let begun = async {
+        let begin = async {
             let shim = match self.joinable(&bundle.namespace, &o).await? {
                 Some(answer) => self.join(bundle, &o, answer).await?,
                 None => self.launch(bundle, &o, gone).await?,
             };
             Ok::<_, Error>(shim)
         };
+        let begun = spans::within("runtime.shim.start", begin);
         let shim = begun.await.context("failed to start shim")?;
         let mut activated = false;
         let created = async {
@@ -362,8 +363,9 @@ impl Tasks for TaskManager {
     ) -> Result<Arc<dyn Task>> {
         let (mut done, made) = oneshot::channel();
         let (this, ns, id) = (self.clone(), ns.clone(), id.to_owned());
-        self.background.spawn("create task", async move {
-            let result = this.make(&ns, &id, options, &mut done).await;
+        let work = async move {
+            let making = this.make(&ns, &id, options, &mut done);
+            let result = spans::within("runtime.task.create", making).await;
             if let Err(Ok(shim)) = done.send(result) {
                 // Made for a client that left just before it could hear of it.
                 this.tear_down(&shim).await;
@@ -372,7 +374,8 @@ impl Tasks for TaskManager {
                     error!(container.id = %id, %error, "failed to delete bundle");
                 }
             }
-        });
+        };
+        self.background.spawn("create task", spans::carry(work));
         let shim = made
             .await
             .map_err(|_| Error::internal("task creation ended early"))??;

@@ -16,8 +16,8 @@ use corten_core::protos::containerd::types::transfer as api;
 use corten_core::rollback::Rollback;
 use corten_core::snapshots::{REBASE, Snapshots};
 use corten_core::streaming::{Stream, Streams};
-use corten_core::transfer::{ProgressSink, Transfer};
-use corten_core::{Any, Context, Error, Kind, Labels, Result, Scope, kinds, labels};
+use corten_core::transfer::{ProgressSink, PullOptions, Transfer};
+use corten_core::{Any, Context, Error, Kind, Labels, Result, Scope, kinds, labels, spans};
 use corten_registry::Registration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -199,6 +199,25 @@ impl Local {
     /// Builds the plugin.
     ///
     /// # Errors
+
+    async fn pull(
+        &self,
+        scope: &Scope,
+        source: Any,
+        destination: Any,
+        options: PullOptions,
+        progress: Option<ProgressSink>,
+    ) -> Result<()> {
+        let (End::Registry(from), End::Store(to)) = (End::of(&source)?, End::of(&destination)?)
+        else {
+            return Err(Error::invalid("a pull is from a registry to the image store"));
+        };
+        let (scope, lease) = self.leased(scope).await?;
+        let pull = self.pull_image(&scope, from, *to, options, progress.as_ref());
+        let done = spans::within("transfer.pull", pull).await;
+        lease.run().await;
+        done
+    }
     /// A configuration that names what is not there.
     pub fn new(parts: Parts, config: &Config) -> Result<Self> {
         let limit = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
@@ -299,8 +318,14 @@ impl Local {
         sink: Option<&ProgressSink>,
     ) -> Result<()> {
         match ends {
-            (End::Registry(from), End::Store(to)) => self.pull(scope, from, *to, sink).await,
-            (End::Store(from), End::Registry(to)) => self.push(scope, &from, to, sink).await,
+            (End::Registry(from), End::Store(to)) => {
+                let pull = self.pull_image(scope, from, *to, PullOptions::default(), sink);
+                spans::within("transfer.pull", pull).await
+            }
+            (End::Store(from), End::Registry(to)) => {
+                let push = self.push(scope, &from, to, sink);
+                spans::within("transfer.push", push).await
+            }
             (End::Store(from), End::Export(to)) => self.export(scope, &from, to, sink).await,
             (End::Store(from), End::Store(to)) => self.tag(scope, &from, &to).await,
             (End::Import(from), End::Store(to)) => {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use corten_core::{Error, Kind, Result};
+use corten_core::{Error, Kind, Result, spans};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -72,10 +72,10 @@ impl Pull {
             let mut running = JoinSet::new();
             for desc in level.drain(..) {
                 let (pull, queue, width) = (self.clone(), queue.clone(), width.clone());
-                running.spawn(async move {
+                running.spawn(spans::carry(async move {
                     let _turn = width.acquire().await;
                     pull.handle(&queue, desc).await
-                });
+                }));
             }
             while let Some(done) = running.join_next().await {
                 let children = done.unwrap_or_else(|_| Err(Error::internal("fetch panicked")))?;
@@ -167,7 +167,7 @@ impl Pull {
                 false => variants.remove(0),
             };
             let pull = self.clone();
-            background.spawn(async move {
+            background.spawn(spans::carry(async move {
                 let image = Layers {
                     config,
                     layers: first,
@@ -179,11 +179,12 @@ impl Pull {
                     .unpack(scope, image, &target, Some(source), tracker)
                     .await
                     .map(|_| ())
-            });
+            }));
         }
         for layer in variants.into_iter().flatten() {
             let fetcher = self.fetcher.clone();
-            background.spawn(async move { LayerSource::fetch(&fetcher, &layer).await });
+            let fetch = async move { LayerSource::fetch(&fetcher, &layer).await };
+            background.spawn(spans::carry(fetch));
         }
         Ok(())
     }

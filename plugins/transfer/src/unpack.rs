@@ -25,7 +25,7 @@ use corten_core::labels::{GC_REF_SNAPSHOT, SNAPSHOT_PREFIX, SNAPSHOT_REF, UNCOMP
 use corten_core::mounts::is_read_only;
 use corten_core::rollback::Rollback;
 use corten_core::snapshots::{Commit, Snapshots};
-use corten_core::{Context, Digest, Error, Kind, Labels, Mount, Result, Scope};
+use corten_core::{Context, Digest, Error, Kind, Labels, Mount, Result, Scope, spans};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
@@ -201,10 +201,13 @@ impl Unpacker {
             tracker,
         });
         let arrivals = Arrivals::new(job.layers.clone(), source);
-        match &self.parallel {
-            Some(limit) if to.rebase => job.clone().side_by_side(limit.clone(), arrivals).await?,
-            _ => job.one_by_one(arrivals).await?,
-        }
+        let work = async {
+            match &self.parallel {
+                Some(limit) if to.rebase => job.side_by_side(limit.clone(), arrivals).await,
+                _ => job.one_by_one(arrivals).await,
+            }
+        };
+        spans::within("pkg.unpack.unpacker.unpack", work).await?;
         if let Some(top) = &top {
             let digest = image.config.checked_digest()?;
             let info = self.content.info(&scope.namespace, &digest).await?;
@@ -259,12 +262,12 @@ impl Job {
                 active.mounts = bind_to_overlay(active.mounts);
             }
             let (job, limit, arrival) = (self.clone(), limit.clone(), arrivals.take(i));
-            running.spawn(async move {
+            running.spawn(spans::carry(async move {
                 arrived(arrival).await?;
                 let _permit = limit.acquire().await;
                 job.extract(i, &active.key, &active.mounts).await?;
                 Ok::<_, Error>((i, active))
-            });
+            }));
         }
         while let Some(done) = running.join_next().await {
             match done {
@@ -357,7 +360,8 @@ impl Job {
         if let Some(t) = &self.tracker {
             t.extracting(layer);
         }
-        let applied = self.apply(layer, mounts).await.with_context(|| {
+        let apply = spans::within("pkg.unpack.unpacker.unpackLayer", self.apply(layer, mounts));
+        let applied = apply.await.with_context(|| {
             format!(
                 "failed to extract layer ({} {}) to {} as {:?}",
                 layer.media_type, layer.digest, self.target.snapshotter, key
@@ -469,12 +473,13 @@ impl Arrivals {
             let (tx, rx) = oneshot::channel();
             self.waiting.insert(i, rx);
             let source = source.clone();
-            self.fetches.spawn(async move {
-                source.fetch(&layer).await?;
+            self.fetches.spawn(spans::carry(async move {
+                let fetch = source.fetch(&layer);
+                spans::within("pkg.unpack.unpacker.fetchLayer", fetch).await?;
                 // Nobody waits for a layer whose snapshot is there.
                 let _ = tx.send(());
                 Ok(())
-            });
+            }));
         }
     }
 

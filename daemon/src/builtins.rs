@@ -31,6 +31,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_diff::erofs::registration(),
         corten_transfer::streaming::registration(),
         corten_transfer::local::registration(),
+        corten_transfer::verifier::registration(),
         corten_runtime::manager::registration(),
         corten_runtime::task::registration(),
         corten_runtime::sandbox::registration(),

@@ -39,6 +39,8 @@ kinds! {
     Streaming = "io.containerd.streaming.v1" => dyn crate::streaming::Streams;
     /// Transfers.
     Transfer = "io.containerd.transfer.v1" => dyn crate::transfer::Transfer;
+    /// Who may refuse images.
+    ImageVerifier = "io.containerd.image-verifier.v1" => dyn crate::verify::ImageVerifier;
     /// The sandbox records.
     SandboxStore = "io.containerd.sandbox.store.v1" => dyn crate::sandbox::Sandboxes;
     /// Sandbox controllers.

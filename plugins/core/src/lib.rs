@@ -41,6 +41,7 @@ pub mod status;
 pub mod streaming;
 pub mod tasks_set;
 pub mod transfer;
+pub mod verify;
 
 pub use digest::Digest;
 pub use error::{Context, Error, Kind, Result};

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! local (plugin: which ends, lease, progress)
+//!   +- verifier (plugin: may refuse an image before it is pulled)
 //!   +- pull ---- fetch ---- download -- registry (hosts, tls, auth, request, push)
 //!   |    +------ unpack --- snapshots, differs
 //!   +- push
@@ -27,6 +28,7 @@ pub mod registry;
 mod store;
 pub mod streaming;
 pub mod unpack;
+pub mod verifier;
 
 pub use download::Downloads;
 pub use fetch::Fetcher;

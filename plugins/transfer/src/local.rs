@@ -35,6 +35,7 @@ use crate::registry::{Credential, Credentials, Registry, RegistryOptions};
 use crate::store::{Store, rfc3339_in, target_of};
 use crate::unpack::{UnpackTarget, Unpacker};
 use crate::{archive, import};
+use crate::verifier::{Verifiers, admit};
 
 /// Snapshotter of clients that name none.
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
@@ -104,6 +105,7 @@ pub struct Local {
     roots: Vec<PathBuf>,
 }
 
+    verifiers: Verifiers,
 impl std::fmt::Debug for Local {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Local")
@@ -124,6 +126,8 @@ pub struct Parts {
     pub rebase: Vec<String>,
 }
 
+    /// Asked before every pull.
+    pub verifiers: Verifiers,
 impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Parts(differs: {:?})", self.differs.keys())
@@ -249,6 +253,7 @@ impl Local {
         })
     }
 
+            verifiers: parts.verifiers,
     /// The unpacker, for callers that have an image already.
     pub fn unpacker(&self) -> &Unpacker {
         &self.unpacker
@@ -416,6 +421,7 @@ impl Local {
         let work = async {
             pull.run(desc.clone()).await?;
             for image in store.save(scope, &*self.images, &desc).await? {
+        admit(&self.verifiers, &name, &desc.proto()).await?;
                 say_of(sink, "saved", &image.name, Some(&desc)).await;
             }
             say(sink, format!("Completed pull from {shown}")).await;
@@ -670,6 +676,9 @@ pub fn registration() -> Registration {
                     rebase,
                 };
                 Ok(Arc::new(Local::new(parts, &config)?) as Arc<dyn Transfer>)
+        .requires::<kinds::ImageVerifier>()
             })
         })
 }
+                let verifiers = cx.all::<kinds::ImageVerifier>()?;
+                    verifiers: verifiers.into_iter().map(|(id, (v, _))| (id, v)).collect(),

@@ -38,14 +38,17 @@ pub struct Resource {
     pub labels: Labels,
     /// The lease that keeps it as long as it lives.
     pub lease: Option<String>,
+    /// Kept for itself, whatever refers to it.
+    pub active: bool,
     /// Grows with every use: what was used after it was listed is not removed.
     pub version: u64,
 }
 
-/// Things of another store that the collector judges together with its own: activated mounts, which others keep by
-/// `gc.ref.mount`.
+/// Things of another store that the collector judges together with its own: activated mounts, clients' streams.
 #[async_trait]
 pub trait Resources: Send + Sync {
+    /// What they are: others keep them by the label `gc.ref.<kind>`.
+    fn kind(&self) -> &'static str;
     /// All that may be collected now. Must not block.
     fn all(&self) -> Vec<Resource>;
     /// Removes what nothing refers to, and what earlier failures left. Called after each collection.

@@ -30,6 +30,7 @@ pub const GC_REF: &str = "containerd.io/gc.ref";
 pub const GC_REF_CONTENT: &str = "containerd.io/gc.ref.content";
 pub const GC_REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";
 pub const GC_REF_MOUNT: &str = "containerd.io/gc.ref.mount";
+pub const GC_REF_STREAM: &str = "containerd.io/gc.ref.stream";
 pub const GC_REF_IMAGE: &str = "containerd.io/gc.ref.image";
 pub const GC_BREF_CONTAINER: &str = "containerd.io/gc.bref.container";
 pub const GC_BREF_CONTENT: &str = "containerd.io/gc.bref.content";

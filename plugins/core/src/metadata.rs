@@ -21,7 +21,7 @@ pub trait Metadata: Send + Sync {
     fn leases(&self) -> Arc<dyn Leases>;
     fn sandboxes(&self) -> Arc<dyn Sandboxes>;
     fn collector(&self) -> Arc<dyn Collector>;
-    /// Collects these too; the last registration counts.
+    /// Collects these too; of a kind the last registration counts.
     fn collect_also(&self, resources: Arc<dyn Resources>);
     /// Called after each committed change, with `true` when something was deleted: feeds the scheduler.
     fn on_mutation(&self, callback: Box<dyn Fn(bool) + Send + Sync>);

@@ -20,8 +20,19 @@ pub trait Stream: Send + Sync {
 
 /// The registry of open streams.
 pub trait Streams: Send + Sync {
-    /// AlreadyExists for a second stream of that id.
-    fn register(&self, ns: &Namespace, id: &str, stream: Arc<dyn Stream>) -> Result<()>;
+    /// AlreadyExists for a second stream of that id. With a lease, the garbage collector closes the stream once the
+    /// lease is gone.
+    fn register_leased(
+        &self,
+        ns: &Namespace,
+        lease: Option<&str>,
+        id: &str,
+        stream: Arc<dyn Stream>,
+    ) -> Result<()>;
+    /// The same without a lease: the stream lasts until it is closed.
+    fn register(&self, ns: &Namespace, id: &str, stream: Arc<dyn Stream>) -> Result<()> {
+        self.register_leased(ns, None, id, stream)
+    }
     /// NotFound.
     fn get(&self, ns: &Namespace, id: &str) -> Result<Arc<dyn Stream>>;
     /// Forgets exactly this stream: the id may be another one's by now.

@@ -44,7 +44,8 @@ async fn collect(db: &Db) -> Result<Stats> {
     db.deleted.store(false, Ordering::SeqCst);
     // Before the mark too: what is made or used from here on is judged the next time.
     let others = db.others();
-    let listed = others.as_ref().map(|o| o.all()).unwrap_or_default();
+    let listed: Vec<(&'static str, Vec<Resource>)> =
+        others.iter().map(|o| (o.kind(), o.all())).collect();
     let judged = listed.clone();
     let marked = db.store.write(move |txn| {
         let graph = mark::Graph::read(txn, &judged, &time::now())?;
@@ -71,15 +72,15 @@ async fn collect(db: &Db) -> Result<Stats> {
         debug!(?node, "removed by garbage collection");
     }
     announce(db, &garbage).await;
-    if let Some(others) = others {
+    for (others, (kind, all)) in others.iter().zip(listed) {
         let unused = |r: &Resource| {
-            garbage
-                .iter()
-                .any(|g| g.what == What::Mount && g.ns == r.namespace.as_str() && g.name == r.name)
+            garbage.iter().any(|g| {
+                g.what == What::Other(kind) && g.ns == r.namespace.as_str() && g.name == r.name
+            })
         };
-        let unused = listed.into_iter().filter(unused).collect();
+        let unused = all.into_iter().filter(unused).collect();
         if let Err(error) = others.remove(unused).await {
-            warn!(%error, "mount garbage collection");
+            warn!(%error, "{kind} garbage collection");
         }
     }
     let dirty = std::mem::take(&mut *db.dirty.lock());
@@ -101,7 +102,7 @@ fn delete(txn: &mut Txn<'_>, graph: &mark::Graph, node: &Node) -> Result<()> {
             let ns = Namespace::new(ns)?;
             snapshots::delete_record(txn, &ns, snapshotter, name, graph.parent(node))
         }
-        What::Container | What::Mount => Ok(()),
+        What::Container | What::Other(_) => Ok(()),
     }
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct Db {
     events: Arc<dyn Events>,
     callbacks: RwLock<Vec<Callback>>,
     /// What is collected with our own.
-    others: RwLock<Option<Arc<dyn Resources>>>,
+    others: RwLock<Vec<Arc<dyn Resources>>>,
     tasks: TaskSet,
 }
 
@@ -224,11 +224,13 @@ impl Db {
     }
 
     pub(crate) fn collect_also(&self, resources: Arc<dyn Resources>) {
-        *self.others.write() = Some(resources);
+        let mut others = self.others.write();
+        others.retain(|o| o.kind() != resources.kind());
+        others.push(resources);
     }
 
     /// What is collected with our own.
-    pub(crate) fn others(&self) -> Option<Arc<dyn Resources>> {
+    pub(crate) fn others(&self) -> Vec<Arc<dyn Resources>> {
         self.others.read().clone()
     }
 

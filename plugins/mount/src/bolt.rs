@@ -337,6 +337,10 @@ impl Manager for MountManager {
 
 #[async_trait]
 impl Resources for MountManager {
+    fn kind(&self) -> &'static str {
+        "mount"
+    }
+
     fn all(&self) -> Vec<Resource> {
         let state = self.inner.state.lock();
         let free = state.all.iter().filter(|(_, entry)| !entry.pinned);
@@ -347,6 +351,7 @@ impl Resources for MountManager {
                 name: name.clone(),
                 labels: entry.record.info.clone().unwrap_or_default().labels,
                 lease: (!lease.is_empty()).then(|| lease.clone()),
+                active: false,
                 version: entry.version,
             })
         })

@@ -95,7 +95,7 @@ impl Drop for Answers {
 #[tonic::async_trait]
 impl streaming_server::Streaming for Service {
     async fn stream(&self, request: Request<Streaming<Any>>) -> Answer<Streamed<Any>> {
-        let namespace = Scope::of(&request)?.namespace;
+        let Scope { namespace, lease } = Scope::of(&request)?;
         let mut incoming = request.into_inner();
         let first = incoming
             .message()
@@ -108,7 +108,8 @@ impl streaming_server::Streaming for Service {
             incoming: tokio::sync::Mutex::new(incoming),
             outgoing: Mutex::new(Some(tx.clone())),
         });
-        self.streams.register(&namespace, &init.id, call.clone())?;
+        self.streams
+            .register_leased(&namespace, lease.as_deref(), &init.id, call.clone())?;
         let answers = Answers {
             messages,
             streams: self.streams.clone(),

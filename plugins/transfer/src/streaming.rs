@@ -1,12 +1,18 @@
 //! The registry of open streams: what a client opened, found by namespace and id by who was told the id.
+//!
+//! A stream that was opened under a lease is closed by the garbage collector after the lease is gone; others last until
+//! one of their sides closes them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use async_trait::async_trait;
+use corten_core::gc::{Resource, Resources};
 use corten_core::kinds;
 use corten_core::streaming::{Stream, Streams};
-use corten_core::{Any, Error, Namespace, Result};
+use corten_core::{Any, Error, Labels, Namespace, Result};
 use corten_registry::Registration;
 use parking_lot::Mutex;
 
@@ -29,11 +35,21 @@ impl std::fmt::Debug for Manager {
 struct Managed {
     inner: Arc<dyn Stream>,
     key: Key,
+    lease: Option<String>,
+    /// No other stream has it: ids come again.
+    number: u64,
     table: Weak<Table>,
 }
 
 impl Streams for Manager {
-    fn register(&self, ns: &Namespace, id: &str, stream: Arc<dyn Stream>) -> Result<()> {
+    fn register_leased(
+        &self,
+        ns: &Namespace,
+        lease: Option<&str>,
+        id: &str,
+        stream: Arc<dyn Stream>,
+    ) -> Result<()> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let key = (ns.clone(), id.to_owned());
         let mut streams = self.streams.lock();
         if streams.contains_key(&key) {
@@ -42,6 +58,8 @@ impl Streams for Manager {
         let managed = Managed {
             inner: stream,
             key: key.clone(),
+            lease: lease.map(str::to_owned),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             table: Arc::downgrade(&self.streams),
         };
         streams.insert(key, Arc::new(managed));
@@ -62,6 +80,38 @@ impl Streams for Manager {
 
     fn remove(&self, ns: &Namespace, id: &str, stream: &Arc<dyn Stream>) {
         forget(&self.streams, &(ns.clone(), id.to_owned()), stream);
+    }
+}
+
+#[async_trait]
+impl Resources for Manager {
+    fn kind(&self) -> &'static str {
+        "stream"
+    }
+
+    fn all(&self) -> Vec<Resource> {
+        let streams = self.streams.lock();
+        let resource = |m: &Arc<Managed>| Resource {
+            namespace: m.key.0.clone(),
+            name: m.key.1.clone(),
+            labels: Labels::new(),
+            lease: m.lease.clone(),
+            active: m.lease.is_none(),
+            version: m.number,
+        };
+        streams.values().map(resource).collect()
+    }
+
+    async fn remove(&self, garbage: Vec<Resource>) -> Result<()> {
+        for resource in garbage {
+            let key = (resource.namespace, resource.name);
+            let found = self.streams.lock().get(&key).cloned();
+            if let Some(stream) = found.filter(|s| s.number == resource.version) {
+                tracing::debug!(namespace = %key.0, id = key.1, "closing a stream without lease");
+                stream.close().await;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -93,9 +143,16 @@ impl Stream for Managed {
 
 /// The plugin.
 pub fn registration() -> Registration {
-    Registration::new::<kinds::Streaming>("manager").init_plain(|_cx| {
-        Box::pin(async move { Ok(Arc::new(Manager::default()) as Arc<dyn Streams>) })
-    })
+    Registration::new::<kinds::Streaming>("manager")
+        .requires::<kinds::Metadata>()
+        .init_plain(|cx| {
+            Box::pin(async move {
+                let manager = Arc::new(Manager::default());
+                let metadata = cx.single::<kinds::Metadata>()?;
+                metadata.collect_also(manager.clone());
+                Ok(manager as Arc<dyn Streams>)
+            })
+        })
 }
 
 /// A stream whose two ends are both here, for tests and for callers in the daemon.
@@ -151,6 +208,29 @@ mod tests {
         assert!(m.get(&b, "x").is_err());
         m.get(&a, "x").unwrap().close().await;
         assert!(m.get(&a, "x").is_err());
+    }
+
+    #[tokio::test]
+    async fn the_collector_closes_what_it_lists_and_nothing_newer() {
+        let m = Manager::default();
+        let ns = Namespace::new("a").unwrap();
+        m.register_leased(&ns, Some("l"), "x", pipe::pipe().0)
+            .unwrap();
+        m.register(&ns, "y", pipe::pipe().0).unwrap();
+        let mut listed = m.all();
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!(listed[0].lease.as_deref(), Some("l"));
+        assert_eq!(
+            listed.iter().map(|r| r.active).collect::<Vec<_>>(),
+            [false, true]
+        );
+        listed.truncate(1);
+        m.get(&ns, "x").unwrap().close().await;
+        m.register(&ns, "x", pipe::pipe().0).unwrap();
+        m.remove(listed).await.unwrap();
+        assert!(m.get(&ns, "x").is_ok(), "it is another one");
+        m.remove(m.all()).await.unwrap();
+        assert!(m.get(&ns, "x").is_err() && m.get(&ns, "y").is_err());
     }
 
     #[tokio::test]

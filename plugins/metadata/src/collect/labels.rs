@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! gc.root                               this is kept
-//! gc.ref.content[(.|/)x] = digest       this keeps that (also gc.ref.image = name, gc.ref.mount = name)
+//! gc.ref.content[(.|/)x] = digest       this keeps that (also gc.ref.image, gc.ref.mount, gc.ref.stream = name)
 //! gc.ref.snapshot.<snapshotter>[/x] = key
 //! gc.bref.{content,image,container}[(.|/)x] = name, gc.bref.snapshot.<snapshotter>[/x] = key
 //!                                       that keeps this
@@ -15,7 +15,7 @@ use std::time::Duration;
 use corten_core::duration::parse as go_duration;
 use corten_core::labels::{
     GC_BREF_CONTAINER, GC_BREF_CONTENT, GC_BREF_IMAGE, GC_BREF_SNAPSHOT, GC_EXPIRE, GC_REF_CONTENT,
-    GC_REF_IMAGE, GC_REF_MOUNT, GC_REF_SNAPSHOT, GC_ROOT,
+    GC_REF_IMAGE, GC_REF_MOUNT, GC_REF_SNAPSHOT, GC_REF_STREAM, GC_ROOT,
 };
 use corten_core::protos::time::parse_rfc3339;
 use corten_core::{Labels, Timestamp};
@@ -61,7 +61,8 @@ fn meaning(ns: &str, key: &str, value: &str) -> Option<Meaning> {
     let refs = [
         (GC_REF_CONTENT, What::Content),
         (GC_REF_IMAGE, What::Image),
-        (GC_REF_MOUNT, What::Mount),
+        (GC_REF_MOUNT, What::Other("mount")),
+        (GC_REF_STREAM, What::Other("stream")),
     ];
     for (label, what) in refs {
         if is(key, label) {

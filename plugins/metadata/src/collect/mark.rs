@@ -1,7 +1,7 @@
 //! Marking: the graph of all that can be collected, its roots, and what they reach.
 //!
 //! Roots: leases that have not expired and what they hold, images without or before their expiry, containers, what the
-//! labels of sandboxes name, everything with `gc.root`, ingests before their expiry. A lease with `gc.flat` holds only
+//! labels of sandboxes name, everything with `gc.root`, ingests before their expiry, active things of other stores. A lease with `gc.flat` holds only
 //! what it names: of a snapshot also its parents, of an image also its target.
 
 use std::collections::{HashMap, HashSet};
@@ -37,8 +37,8 @@ pub(super) enum What {
     Content,
     Ingest,
     Container,
-    /// Another store's.
-    Mount,
+    /// Another store's, by the word for it in labels.
+    Other(&'static str),
     Snapshot(String),
 }
 
@@ -65,10 +65,16 @@ pub(super) struct Graph {
 
 impl Graph {
     /// Reads everything.
-    pub(super) fn read(from: &dyn Read, others: &[Resource], now: &Timestamp) -> Result<Self> {
+    pub(super) fn read(
+        from: &dyn Read,
+        others: &[(&'static str, Vec<Resource>)],
+        now: &Timestamp,
+    ) -> Result<Self> {
         let mut graph = Self::default();
         let leases = graph.read_leases(from, now)?;
-        graph.read_others(others, &leases);
+        for (kind, all) in others {
+            graph.read_others(kind, all, &leases);
+        }
         graph.read_images(from, now)?;
         graph.read_content(from, now)?;
         graph.read_snapshots(from)?;
@@ -139,13 +145,16 @@ impl Graph {
     }
 
     /// Of their labels only back references count (containerd: mount/manager).
-    fn read_others(&mut self, others: &[Resource], leases: &LeaseMap) {
+    fn read_others(&mut self, kind: &'static str, others: &[Resource], leases: &LeaseMap) {
         for other in others {
             let node = Node {
-                what: What::Mount,
+                what: What::Other(kind),
                 ns: other.namespace.to_string(),
                 name: other.name.clone(),
             };
+            if other.active {
+                self.root(&node);
+            }
             let lease = other.lease.as_ref();
             if let Some(flat) = lease.and_then(|l| leases.get(&(node.ns.clone(), l.clone()))) {
                 self.roots.push((node.clone(), *flat));

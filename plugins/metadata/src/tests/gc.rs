@@ -357,6 +357,9 @@ struct Mounts(parking_lot::Mutex<Vec<corten_core::gc::Resource>>);
 
 #[async_trait::async_trait]
 impl corten_core::gc::Resources for Mounts {
+    fn kind(&self) -> &'static str {
+        "mount"
+    }
     fn all(&self) -> Vec<corten_core::gc::Resource> {
         self.0.lock().clone()
     }
@@ -377,9 +380,11 @@ async fn mounts_live_with_their_lease_their_container_and_who_names_them() {
             name: name.into(),
             labels: map(labels),
             lease: lease.map(str::to_owned),
+            active: name == "active",
             version: 1,
         });
     };
+    add("active", None, &[]);
     add("leased", Some("l"), &[]);
     add("lost", Some("gone"), &[]);
     add("task", None, &[("containerd.io/gc.bref.container", "c")]);
@@ -401,9 +406,9 @@ async fn mounts_live_with_their_lease_their_container_and_who_names_them() {
         all.iter().map(|r| r.name.clone()).collect::<Vec<_>>()
     };
     w.collect().await;
-    assert_eq!(left(), ["leased", "task", "named"]);
+    assert_eq!(left(), ["active", "leased", "task", "named"]);
     w.md().containers().delete(&s, "c").await.unwrap();
     w.md().leases().delete(ns, "l", true).await.unwrap();
     w.collect().await;
-    assert_eq!(left(), ["named"]);
+    assert_eq!(left(), ["active", "named"]);
 }

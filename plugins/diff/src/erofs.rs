@@ -28,7 +28,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::apply::{self, Target};
 use crate::media;
-use crate::stream::{Cancelled, Hashed, inflate};
+use crate::stream::{Cancelled, Hashed, Layer as _, inflate};
 use crate::walking::{Walking, classify};
 
 /// Put into its folders by the erofs snapshotter.
@@ -203,7 +203,7 @@ impl Differ for Erofs {
 
 /// Copies an image that was the layer.
 fn copy(
-    blob: impl Read,
+    blob: impl Read + Send,
     compressed: bool,
     at: &Path,
     cancelled: Cancelled,

@@ -2,6 +2,7 @@
 //! layers.
 //!
 //! - [`stream`]: a layer blob as one stream: read, inflated, hashed, counted; and the way back.
+//! - [`ahead`]: the same of a large blob, on a thread beside the one that makes the files.
 //! - [`tar`]: the archive format.
 //! - [`apply`]: an archive onto a folder that it can never leave.
 //! - [`compare`]: two trees into an archive.
@@ -9,6 +10,7 @@
 //! - [`walking`]: the differ that puts them together.
 //! - [`erofs`]: layers made into images.
 
+mod ahead;
 mod apply;
 mod compare;
 mod dirs;

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 /// Bytes that are read, inflated and hashed in one go.
-const CHUNK: usize = 128 * 1024;
+pub(crate) const CHUNK: usize = 128 * 1024;
 
 /// Set when nobody waits for the result any more.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +45,7 @@ impl Drop for CancelGuard {
 }
 
 /// The uncompressed bytes of a blob.
-pub(crate) fn inflate<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn inflate<'a>(blob: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut blob = BufReader::with_capacity(CHUNK, blob);
     // One read gives at least the magic, unless the blob is shorter.
     let head = blob.fill_buf()?;
@@ -57,6 +57,12 @@ pub(crate) fn inflate<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>
 }
 
 /// A buffered stream that hashes and counts everything it hands out.
+pub(crate) trait Layer: BufRead {
+    /// Reads what is left; then the digest and the length of all.
+    fn finish(self) -> io::Result<(Digest, u64)>;
+}
+
+/// One that does so as it is read.
 pub(crate) struct Hashed<R> {
     input: R,
     buffer: Box<[u8]>,
@@ -79,9 +85,10 @@ impl<R: Read> Hashed<R> {
             cancelled,
         }
     }
+}
 
-    /// Reads what is left; then the digest and the length of all.
-    pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
+impl<R: Read> Layer for Hashed<R> {
+    fn finish(mut self) -> io::Result<(Digest, u64)> {
         loop {
             let n = self.fill_buf()?.len();
             if n == 0 {

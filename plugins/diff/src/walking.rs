@@ -21,11 +21,15 @@ use corten_registry::{Context as Plugin, InitError, Registration};
 use corten_sys::{blocking, mount, userns};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::ahead::Ahead;
 use crate::apply::{self, Target};
 use crate::compare::{self, Trees};
 use crate::media;
 use crate::processors::{self, Processor, Processors};
-use crate::stream::{Cancelled, ChunkSender, Deflate, Hashed, inflate};
+use crate::stream::{Cancelled, ChunkSender, Deflate, Hashed, Layer, inflate};
+
+/// Blobs of this size are inflated on a thread of their own; for less it is not worth one.
+const LARGE: u64 = 1 << 20;
 
 /// The differ over a content store.
 #[derive(Clone)]
@@ -223,18 +227,15 @@ impl Differ for Walking {
         let work = move |recipes: Vec<Vec<Mount>>| {
             let mounts = recipes.into_iter().next().unwrap_or_default();
             let (steps, _) = processors.chain(&media_type)?;
+            let large = blob.size() >= LARGE;
             let (stream, running) = processors::run(&steps, Reader::new(blob), &options.payloads)?;
             let stream = inflate(stream).context("open layer")?;
-            let stream = Hashed::new(stream, cancelled);
-            let applied = match place(&mounts) {
-                Place::Direct(target) => apply_to(&target, stream, options.sync_fs),
-                Place::Mounted => mount::with_temp_mount(&mounts, None, |root| {
-                    let target = Target {
-                        root: root.to_owned(),
-                        overlay: None,
-                    };
-                    apply_to(&target, stream, options.sync_fs)
-                }),
+            let applied = if large {
+                Ahead::new(stream, cancelled)
+                    .context("open layer")
+                    .and_then(|stream| apply_on(&mounts, stream, options.sync_fs))
+            } else {
+                apply_on(&mounts, Hashed::new(stream, cancelled), options.sync_fs)
             };
             running.finish_after(applied)
         };
@@ -368,11 +369,20 @@ impl Walking {
     }
 }
 
-fn apply_to(
-    target: &Target,
-    stream: Hashed<Box<dyn io::Read + '_>>,
-    sync: bool,
-) -> Result<(Digest, u64)> {
+fn apply_on(mounts: &[Mount], stream: impl Layer, sync: bool) -> Result<(Digest, u64)> {
+    match place(mounts) {
+        Place::Direct(target) => apply_to(&target, stream, sync),
+        Place::Mounted => mount::with_temp_mount(mounts, None, |root| {
+            let target = Target {
+                root: root.to_owned(),
+                overlay: None,
+            };
+            apply_to(&target, stream, sync)
+        }),
+    }
+}
+
+fn apply_to(target: &Target, stream: impl Layer, sync: bool) -> Result<(Digest, u64)> {
     let rest = apply::apply(target, stream).map_err(|e| classify(e, "apply layer"))?;
     // Everything after the archive's end belongs to the digest too.
     let done = rest.finish().map_err(|e| classify(e, "read layer"))?;

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::builtins::{Shared, all};
 use crate::cli::VERSION;
-use crate::config::{Config, GRPC_METRICS_TABLE, unknown_plugin_keys};
+use crate::config::Config;
 use crate::{host, server};
 
 /// How long running calls may go on after the signal to stop.
@@ -32,6 +32,7 @@ pub(crate) fn run(config: Config, warnings: Vec<String>) -> Result<()> {
         warn!("{text}");
     }
     info!(version = VERSION, root = %config.root.display(), state = %config.state.display(), "starting cortend");
+    host::environment(&config)?;
     host::folders(&config)?;
     host::oom_score(config.oom_score);
     host::cgroup(&config.cgroup.path)?;
@@ -59,6 +60,9 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
     let shared = Shared::default();
     let mut registrations = all(&shared);
     add_proxies(&config, &mut registrations);
+    for text in remarks(&config, &registrations) {
+        warn!("{text}");
+    }
     let options = boot_options(&config, &registrations, &listeners)?;
     let plugins = Plugins::boot(registrations, options).await?;
     shared.plugins.set(plugins.records().to_vec());
@@ -103,19 +107,19 @@ fn boot_options(
     listeners: &server::Listeners,
 ) -> Result<BootOptions> {
     let mut tables: BTreeMap<String, toml::Table> = BTreeMap::new();
+    let mut unusable = BTreeMap::new();
     for (uri, table) in &config.plugins {
-        match registrations.iter().find(|r| r.uri() == *uri) {
-            Some(r) => {
-                let defaults = r.default_config().cloned().unwrap_or_default();
-                for text in unknown_plugin_keys(uri, table, &defaults) {
-                    warn!("{text}");
-                }
-                let mut merged = defaults;
-                merged.extend(table.clone());
-                tables.insert(uri.clone(), merged);
+        let Some(r) = registrations.iter().find(|r| r.uri() == *uri) else {
+            if !server::Listeners::has(uri) {
+                info!(plugin = %uri, "config for a plugin that this build does not have");
             }
-            None if uri.starts_with("io.containerd.server.v1.") || uri == GRPC_METRICS_TABLE => {}
-            None => info!(plugin = %uri, "config for a plugin that this build does not have"),
+            continue;
+        };
+        let mut merged = r.default_config().cloned().unwrap_or_default();
+        merged.extend(table.clone());
+        match r.check(&merged) {
+            Ok(_) => drop(tables.insert(uri.clone(), merged)),
+            Err(fault) => drop(unusable.insert(uri.clone(), config.sources.explain(uri, &fault))),
         }
     }
     Ok(BootOptions {
@@ -131,7 +135,28 @@ fn boot_options(
         disabled: config.disabled_plugins.iter().cloned().collect(),
         required: config.required_plugins.clone(),
         config: tables,
+        unusable,
     })
+}
+
+/// What is to be said of the tables of plugins and listeners, a line each: keys that nobody reads and, as an error for
+/// the one plugin, values of the wrong type.
+pub(crate) fn remarks(config: &Config, registrations: &[Registration]) -> Vec<String> {
+    let mut all = server::Listeners::unknown_keys(config);
+    for (uri, table) in &config.plugins {
+        match registrations
+            .iter()
+            .find(|r| r.uri() == *uri)
+            .map(|r| r.check(table))
+        {
+            Some(Ok(unknown)) => {
+                all.extend(unknown.iter().map(|key| config.sources.unknown(uri, key)));
+            }
+            Some(Err(fault)) => all.push(config.sources.explain(uri, &fault)),
+            None => {}
+        }
+    }
+    all
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

@@ -106,7 +106,19 @@ pub(crate) fn run() -> Result<()> {
         Some(Command::Config {
             what: ConfigCommand::Default,
         }) => print_config(&Config::default()),
-        Some(Command::Config { .. }) => print_config(&effective(&args)?.0),
+        Some(Command::Config { .. }) => {
+            let (config, warnings) = effective(&args)?;
+            print_config(&config)?;
+            let plugins = builtins::all(&builtins::Shared::default());
+            let remarks = boot::remarks(&config, &plugins);
+            for text in warnings.iter().chain(&remarks) {
+                #[expect(clippy::print_stderr, reason = "standard output is the configuration")]
+                {
+                    eprintln!("cortend: {text}");
+                }
+            }
+            Ok(())
+        }
         Some(Command::Publish { namespace, topic }) => {
             let (config, _) = effective(&args)?;
             publish::run(&config.grpc()?.address, namespace, topic)

@@ -3,141 +3,110 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use corten_registry::decode;
+
 use super::merge::merge;
 use super::migrate::{check_version, migrate};
+use super::sources::{Place, Sources};
 use super::{Config, ConfigError, DEFAULT_IMPORT, VERSION};
 
-/// Top-level keys of version 4; everything else warns.
-const KEYS: [&str; 14] = [
-    "version",
-    "root",
-    "state",
-    "temp",
-    "plugin_dir",
-    "disabled_plugins",
-    "required_plugins",
-    "oom_score",
-    "imports",
-    "debug",
-    "cgroup",
-    "timeouts",
-    "proxy_plugins",
-    "stream_processors",
-];
+/// What is read from the files, one after the other.
+#[derive(Default)]
+struct Reading {
+    merged: toml::Table,
+    seen: BTreeSet<PathBuf>,
+    sources: Sources,
+    warnings: Vec<String>,
+}
 
 /// Loads `path` with its imports; a missing file is the default configuration unless `must_exist`.
 ///
 /// Returns the configuration and what is to be logged as warnings once logging is up.
 pub(crate) fn load(path: &Path, must_exist: bool) -> Result<(Config, Vec<String>), ConfigError> {
-    let mut warnings = Vec::new();
-    let mut merged = toml::Table::new();
-    let mut seen = BTreeSet::new();
+    let mut reading = Reading::default();
     if must_exist || path.exists() {
-        include(path, &mut merged, &mut seen, &mut warnings)?;
+        reading.include(path)?;
     } else {
-        import(
-            &[DEFAULT_IMPORT.to_owned()],
-            Path::new("/"),
-            &mut merged,
-            &mut seen,
-            &mut warnings,
-        )?;
+        reading.import(&[DEFAULT_IMPORT.to_owned()], Path::new("/"))?;
     }
-    for key in merged
-        .keys()
-        .filter(|k| *k != "plugins" && !KEYS.contains(&k.as_str()))
-    {
-        warnings.push(format!("ignoring unknown key in TOML: {key}"));
-    }
+    let Reading {
+        mut merged,
+        sources,
+        mut warnings,
+        ..
+    } = reading;
     merged.insert("version".into(), VERSION.into());
-    let config: Config = merged
-        .try_into()
-        .map_err(|e: toml::de::Error| ConfigError::Invalid {
-            path: path.into(),
-            message: e.to_string().trim().to_owned(),
-        })?;
+    // Once the folder of plugins that were shared objects; stock takes it without a word too.
+    merged.remove("plugin_dir");
+    let decoded = decode::<Config>(merged);
+    let decoded = decoded.map_err(|fault| ConfigError::Wrong(sources.explain("", &fault)))?;
+    let unknown = decoded.unknown.iter();
+    warnings.extend(unknown.map(|key| sources.unknown("", key)));
+    let config = Config {
+        sources,
+        ..decoded.config
+    };
     check(&config, path)?;
     Ok((config, warnings))
 }
 
-/// Keys that plugin `uri` will ignore, for a warning each.
-pub(crate) fn unknown_plugin_keys(
-    uri: &str,
-    table: &toml::Table,
-    defaults: &toml::Table,
-) -> Vec<String> {
-    table
-        .keys()
-        .filter(|k| !defaults.contains_key(k.as_str()))
-        .map(|k| format!("ignoring unknown key in TOML for plugin {uri}: {k}"))
-        .collect()
-}
-
-fn include(
-    path: &Path,
-    into: &mut toml::Table,
-    seen: &mut BTreeSet<PathBuf>,
-    warnings: &mut Vec<String>,
-) -> Result<(), ConfigError> {
-    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if !seen.insert(canonical) {
-        return Ok(()); // an import cycle ends here, as in containerd
-    }
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.into(),
-        source,
-    })?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| ConfigError::Parse {
+impl Reading {
+    fn include(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if !self.seen.insert(canonical) {
+            return Ok(()); // an import cycle ends here, as in containerd
+        }
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.into(),
-            message: located(&text, &e),
+            source,
         })?;
-    typed(path, &text)?;
-    let version = check_version(&table, path)?;
-    let table = migrate(table, version, warnings);
-    let first = into.is_empty();
-    let imports = match table.get("imports") {
-        Some(v) => v.clone().try_into().unwrap_or_default(),
-        None if first => vec![DEFAULT_IMPORT.to_owned()],
-        None => Vec::new(),
-    };
-    merge(into, table);
-    let base = path.parent().unwrap_or_else(|| Path::new("/"));
-    import(&imports, base, into, seen, warnings)
-}
-
-fn import(
-    patterns: &[String],
-    base: &Path,
-    into: &mut toml::Table,
-    seen: &mut BTreeSet<PathBuf>,
-    warnings: &mut Vec<String>,
-) -> Result<(), ConfigError> {
-    for pattern in patterns {
-        let path = base.join(pattern);
-        if !pattern.contains(['*', '?', '[']) {
-            include(&path, into, seen, warnings)?;
-            continue;
-        }
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-            continue;
+        let table: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| ConfigError::Parse {
+                path: path.into(),
+                message: located(path, &text, &e),
+            })?;
+        typed(path, &text)?;
+        let version = check_version(&table, path)?;
+        let table = migrate(table, version, &mut self.warnings);
+        let first = self.merged.is_empty();
+        let imports = match table.get("imports") {
+            Some(v) => v.clone().try_into().unwrap_or_default(),
+            None if first => vec![DEFAULT_IMPORT.to_owned()],
+            None => Vec::new(),
         };
-        let name = name.to_string_lossy().into_owned();
-        let Ok(entries) = std::fs::read_dir(dir) else {
-            continue;
-        };
-        let mut files: Vec<PathBuf> = entries
-            .filter_map(Result::ok)
-            .filter(|e| glob(&name, &e.file_name().to_string_lossy()))
-            .map(|e| e.path())
-            .collect();
-        files.sort();
-        for file in files {
-            include(&file, into, seen, warnings)?;
-        }
+        merge(&mut self.merged, table);
+        self.sources.push(path, text);
+        let base = path.parent().unwrap_or_else(|| Path::new("/"));
+        self.import(&imports, base)
     }
-    Ok(())
+
+    fn import(&mut self, patterns: &[String], base: &Path) -> Result<(), ConfigError> {
+        for pattern in patterns {
+            let path = base.join(pattern);
+            if !pattern.contains(['*', '?', '[']) {
+                self.include(&path)?;
+                continue;
+            }
+            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
+            let name = name.to_string_lossy().into_owned();
+            let Ok(entries) = std::fs::read_dir(dir) else {
+                continue;
+            };
+            let mut files: Vec<PathBuf> = entries
+                .filter_map(Result::ok)
+                .filter(|e| glob(&name, &e.file_name().to_string_lossy()))
+                .map(|e| e.path())
+                .collect();
+            files.sort();
+            for file in files {
+                self.include(&file)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `*` and `?` within one path element.
@@ -165,19 +134,15 @@ fn typed(path: &Path, text: &str) -> Result<(), ConfigError> {
         .map(drop)
         .map_err(|e| ConfigError::Parse {
             path: path.into(),
-            message: located(text, &e),
+            message: located(path, text, &e),
         })
 }
 
-fn located(text: &str, e: &toml::de::Error) -> String {
-    let Some(span) = e.span() else {
-        return e.message().to_owned();
-    };
-    let before = &text[..span.start.min(text.len())];
-    let line = before.matches('\n').count() + 1;
-    let start = before.rfind('\n').map_or(0, |i| i + 1);
-    let whole = text[start..].lines().next().unwrap_or_default().trim();
-    format!("line {line}: {}: `{whole}`", e.message().trim())
+fn located(path: &Path, text: &str, e: &toml::de::Error) -> String {
+    match e.span() {
+        None => e.message().to_owned(),
+        Some(span) => Place::at(path, text, span.start).explain(e.message().trim()),
+    }
 }
 
 fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {

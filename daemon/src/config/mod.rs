@@ -12,16 +12,19 @@ mod load;
 mod merge;
 mod migrate;
 mod render;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use corten_registry::{Fault, decode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use load::{load, unknown_plugin_keys};
+pub(crate) use load::load;
 pub(crate) use render::render;
+use sources::Sources;
 
 /// The version that is written and that all others are migrated to.
 pub(crate) const VERSION: i64 = 4;
@@ -48,6 +51,9 @@ pub(crate) struct Config {
     pub(crate) proxy_plugins: BTreeMap<String, corten_proxy::Config>,
     pub(crate) stream_processors: BTreeMap<String, toml::Value>,
     pub(crate) plugins: BTreeMap<String, toml::Table>,
+    /// What it was read from.
+    #[serde(skip)]
+    pub(crate) sources: Sources,
 }
 
 impl Default for Config {
@@ -67,6 +73,7 @@ impl Default for Config {
             proxy_plugins: BTreeMap::new(),
             stream_processors: BTreeMap::new(),
             plugins: BTreeMap::new(),
+            sources: Sources::default(),
         }
     }
 }
@@ -158,6 +165,8 @@ pub(crate) enum ConfigError {
         "expected containerd config version equal to or less than `{VERSION}`, got `{version}` in {path}"
     )]
     Version { path: PathBuf, version: i64 },
+    #[error("failed to load TOML: {0}")]
+    Wrong(String),
     #[error("config {path}: {message}")]
     Invalid { path: PathBuf, message: String },
 }
@@ -195,14 +204,23 @@ impl Config {
     pub(crate) fn table<T: DeserializeOwned + Default>(&self, uri: &str) -> Result<T, ConfigError> {
         match self.plugins.get(uri) {
             None => Ok(T::default()),
-            Some(t) => t
-                .clone()
-                .try_into()
-                .map_err(|e: toml::de::Error| ConfigError::Invalid {
-                    path: PathBuf::from(uri),
-                    message: e.message().to_owned(),
-                }),
+            Some(t) => match decode(t.clone()) {
+                Ok(decoded) => Ok(decoded.config),
+                Err(fault) => Err(self.wrong(uri, &fault)),
+            },
         }
+    }
+
+    /// A warning for each key of a plugin's table that its type does not have.
+    pub(crate) fn unknown<T: DeserializeOwned>(&self, uri: &str) -> Vec<String> {
+        let table = self.plugins.get(uri).cloned().unwrap_or_default();
+        let unknown = decode::<T>(table).map_or_else(|_| Vec::new(), |d| d.unknown);
+        let warning = |key: String| self.sources.unknown(uri, &key);
+        unknown.into_iter().map(warning).collect()
+    }
+
+    fn wrong(&self, table: &str, fault: &Fault) -> ConfigError {
+        ConfigError::Wrong(self.sources.explain(table, fault))
     }
 
     /// The timeouts as durations; a malformed one is an error.
@@ -210,9 +228,12 @@ impl Config {
         self.timeouts
             .iter()
             .map(|(k, v)| {
-                let d = corten_core::duration::parse(v).ok_or_else(|| ConfigError::Invalid {
-                    path: "timeouts".into(),
-                    message: format!("{k}: {v:?} is not a duration"),
+                let d = corten_core::duration::parse(v).ok_or_else(|| {
+                    let fault = Fault {
+                        key: format!("timeouts.{k}"),
+                        message: format!("{v:?} is not a duration"),
+                    };
+                    self.wrong("", &fault)
                 })?;
                 Ok((k.clone(), d))
             })

@@ -26,8 +26,8 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::config::{
-    Config, ConfigError, DEBUG_TABLE, GRPC_METRICS_TABLE, GRPC_TCP_TABLE, GrpcMetrics,
-    METRICS_TABLE, Metrics, Socket,
+    Config, ConfigError, DEBUG_TABLE, GRPC_METRICS_TABLE, GRPC_TABLE, GRPC_TCP_TABLE, GrpcMetrics,
+    METRICS_TABLE, Metrics, Socket, TTRPC_TABLE,
 };
 use calls::Calls;
 use layer::{CallLayer, InFlight};
@@ -62,6 +62,22 @@ impl Listeners {
             log_trace_id: config.debug.log_trace_id,
             state: config.state.clone(),
         })
+    }
+
+    /// Whether the table of that name is a listener's.
+    pub(crate) fn has(uri: &str) -> bool {
+        uri.starts_with("io.containerd.server.v1.") || uri == GRPC_METRICS_TABLE
+    }
+
+    /// A warning for each key in their tables that nobody reads.
+    pub(crate) fn unknown_keys(config: &Config) -> Vec<String> {
+        let mut all = config.unknown::<TcpSocket>(GRPC_TCP_TABLE);
+        for table in [GRPC_TABLE, TTRPC_TABLE, DEBUG_TABLE] {
+            all.extend(config.unknown::<Socket>(table));
+        }
+        all.extend(config.unknown::<Metrics>(METRICS_TABLE));
+        all.extend(config.unknown::<GrpcMetrics>(GRPC_METRICS_TABLE));
+        all
     }
 }
 

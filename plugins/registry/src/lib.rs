@@ -12,11 +12,13 @@
 //! ```
 
 mod boot;
+mod config;
 mod context;
 mod graph;
 mod registration;
 
 pub use boot::{BootError, BootOptions, Plugins, Record, Status};
+pub use config::{Decoded, Fault, decode};
 pub use context::{ById, Context, LookupError, Meta, Properties};
 pub use graph::{GraphError, order};
 pub use registration::{BoxError, InitError, Kind, Platform, Registration, skip};

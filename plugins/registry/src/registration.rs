@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::config::{Fault, decode};
 use crate::context::Context;
 
 /// Any error of a plugin's start.
@@ -82,6 +83,7 @@ impl Platform {
 pub(crate) type Instance = Box<dyn Any + Send + Sync>;
 pub(crate) type InitFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Instance, InitError>> + Send + 'a>>;
+type CheckFn = fn(toml::Table) -> Result<Vec<String>, Fault>;
 type InitFn = Box<dyn for<'a> FnOnce(&'a mut Context, toml::Table) -> InitFuture<'a> + Send>;
 
 /// One plugin: type, id, dependencies, config and start function.
@@ -90,6 +92,7 @@ pub struct Registration {
     pub(crate) id: String,
     pub(crate) requires: Vec<&'static str>,
     pub(crate) default_config: Option<toml::Table>,
+    check: CheckFn,
     pub(crate) init: InitFn,
 }
 
@@ -135,6 +138,14 @@ impl Registration {
     /// Type URIs that must be started before this one; `*` means all others.
     pub fn requires(&self) -> &[&'static str] {
         &self.requires
+    }
+
+    /// Looks at a config table without starting anything: the keys that the plugin does not read.
+    ///
+    /// # Errors
+    /// A value of the wrong type; the plugin would not start.
+    pub fn check(&self, table: &toml::Table) -> Result<Vec<String>, Fault> {
+        (self.check)(table.clone())
     }
 
     /// The default config table, if the plugin has one.
@@ -206,6 +217,7 @@ impl<K: Kind> Builder<K, ()> {
             id: self.id,
             requires: self.requires,
             default_config: None,
+            check: |table| Ok(table.into_iter().map(|(key, _)| key).collect()),
             init: Box::new(move |cx, _table| {
                 Box::pin(async move {
                     let plugin: Arc<K::Interface> = init(cx).await?;
@@ -236,12 +248,15 @@ where
             id: self.id,
             requires: self.requires,
             default_config: self.default_config,
+            check: |table| decode::<C>(table).map(|d| d.unknown),
             init: Box::new(move |cx, table| {
                 Box::pin(async move {
-                    let config: C = table.try_into().map_err(|e: toml::de::Error| {
-                        InitError::Failed(format!("decode plugin config: {}", e.message()).into())
+                    let decoded = decode::<C>(table).map_err(|e| {
+                        InitError::Failed(
+                            format!("decode plugin config: {e} in `{}`", e.key).into(),
+                        )
                     })?;
-                    let plugin: Arc<K::Interface> = init(cx, config).await?;
+                    let plugin: Arc<K::Interface> = init(cx, decoded.config).await?;
                     Ok(Box::new(plugin) as Instance)
                 })
             }),

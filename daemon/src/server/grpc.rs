@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use corten_core::service::GrpcService;
+use corten_core::service::{GrpcService, Limits};
 use futures::{Stream, TryStreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
@@ -37,6 +37,7 @@ pub(super) fn serve(
     serve_on(
         connections.map_ok(Lenient::new),
         None,
+        Limits::of(socket.max_recv_message_size, socket.max_send_message_size),
         services,
         layer,
         stopped,
@@ -47,6 +48,7 @@ pub(super) fn serve(
 pub(super) fn serve_on<I, IO>(
     incoming: I,
     tls: Option<ServerTlsConfig>,
+    limits: Limits,
     services: &[Arc<dyn GrpcService>],
     layer: CallLayer,
     mut stopped: watch::Receiver<bool>,
@@ -57,7 +59,7 @@ where
 {
     let mut routes = RoutesBuilder::default();
     for service in services {
-        service.add_to(&mut routes);
+        service.add_to(&mut routes, limits);
     }
     let mut server = Server::builder();
     if let Some(tls) = tls {

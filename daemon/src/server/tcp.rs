@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use corten_core::service::GrpcService;
+use corten_core::service::{GrpcService, Limits};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -62,7 +62,13 @@ pub(super) async fn serve(
         warn!(address = %socket.address, "{text}");
     }
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    grpc::serve_on(incoming, tls, services, layer, stopped)
+    let limits = Limits::of(socket.max_recv_message_size, socket.max_send_message_size);
+    let reachable: Vec<_> = services
+        .iter()
+        .filter(|s| !s.local_only())
+        .cloned()
+        .collect();
+    grpc::serve_on(incoming, tls, limits, &reachable, layer, stopped)
 }
 
 /// The TLS of the configuration; none when no certificate is named.

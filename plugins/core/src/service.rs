@@ -2,10 +2,36 @@
 
 use tonic::service::RoutesBuilder;
 
+/// The largest messages of a listener, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub received: usize,
+    pub sent: usize,
+}
+
+/// What containerd allows when its config says nothing (defaults.DefaultMaxRecvMsgSize).
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+impl Limits {
+    /// As configured; 0 is the default.
+    pub fn of(received: usize, sent: usize) -> Self {
+        let or_default = |size| if size == 0 { MAX_MESSAGE } else { size };
+        Self {
+            received: or_default(received),
+            sent: or_default(sent),
+        }
+    }
+}
+
 /// A gRPC façade: adds its service to the routes of the sockets.
 pub trait GrpcService: Send + Sync {
     /// Called once for each listener.
-    fn add_to(&self, routes: &mut RoutesBuilder);
+    fn add_to(&self, routes: &mut RoutesBuilder, limits: Limits);
+
+    /// Whether it stays off listeners that other machines can reach.
+    fn local_only(&self) -> bool {
+        false
+    }
 }
 
 /// Methods of ttrpc services by service name.

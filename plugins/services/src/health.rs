@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use corten_core::kinds;
-use corten_core::service::GrpcService;
+use corten_core::service::{GrpcService, Limits};
 use corten_registry::Registration;
 use tonic::service::RoutesBuilder;
 use tonic_health::pb::health_server::HealthServer;
@@ -12,9 +12,12 @@ use tonic_health::server::{HealthReporter, HealthService};
 struct Service(HealthReporter);
 
 impl GrpcService for Service {
-    fn add_to(&self, routes: &mut RoutesBuilder) {
+    fn add_to(&self, routes: &mut RoutesBuilder, limits: Limits) {
         let service = HealthService::from_health_reporter(self.0.clone());
-        routes.add_service(HealthServer::new(service));
+        let server = HealthServer::new(service)
+            .max_decoding_message_size(limits.received)
+            .max_encoding_message_size(limits.sent);
+        routes.add_service(server);
     }
 }
 

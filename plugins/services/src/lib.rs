@@ -34,9 +34,6 @@ pub mod tasks;
 pub mod transfer;
 pub mod version;
 
-/// Largest message in both directions, in bytes (containerd: defaults.DefaultMaxRecvMsgSize).
-pub(crate) const MAX_MESSAGE: usize = 16 << 20;
-
 /// Infos in one message of a streamed list (containerd: contentserver.go, snapshots/service.go).
 const BATCH: usize = 100;
 
@@ -49,10 +46,14 @@ pub(crate) type Answer<T> = Result<Response<T>, Status>;
 macro_rules! facade {
     ($service:ty, $server:ident :: $type:ident) => {
         impl corten_core::service::GrpcService for $service {
-            fn add_to(&self, routes: &mut tonic::service::RoutesBuilder) {
+            fn add_to(
+                &self,
+                routes: &mut tonic::service::RoutesBuilder,
+                limits: corten_core::service::Limits,
+            ) {
                 let server = $server::$type::new(self.clone())
-                    .max_decoding_message_size($crate::MAX_MESSAGE)
-                    .max_encoding_message_size($crate::MAX_MESSAGE);
+                    .max_decoding_message_size(limits.received)
+                    .max_encoding_message_size(limits.sent);
                 routes.add_service(server);
             }
         }

@@ -15,6 +15,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
     let mut all = vec![
         corten_otlp::otlp(),
         corten_otlp::tracing(),
+        corten_runtime::opt::registration(),
         corten_content::registration(),
         corten_events::exchange::registration(),
         corten_snapshots::overlayfs::registration(),

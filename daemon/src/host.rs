@@ -1,10 +1,11 @@
-//! What the daemon does to its own process at start: folders, OOM score, cgroup.
+//! What the daemon does to its own process at start: folders, environment, OOM score, cgroup.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use corten_runtime::opt;
 use tracing::warn;
 
 use crate::config::Config;
@@ -27,21 +28,62 @@ pub(crate) fn folders(config: &Config) -> Result<()> {
                 .with_context(|| format!("chmod {}", dir.display()))?;
         }
     }
-    let temp = temp_dir(config);
+    temp_mounts(&config.root.join("tmpmounts"))
+}
+
+/// Where layers are mounted for a moment: below root, so that they are on the same file system. What an earlier
+/// process of ours was killed in the middle of is unmounted, and its empty folders go.
+fn temp_mounts(dir: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&temp)
-        .with_context(|| format!("create {}", temp.display()))
+        .create(dir)
+        .with_context(|| format!("create {}", dir.display()))?;
+    let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
+    for left in entries.flatten().map(|e| e.path()) {
+        // Never recursively: if a mount were left, its data would go.
+        let cleared = corten_sys::mount::unmount_recursive(&left, true)
+            .map_err(|e| e.to_string())
+            .and_then(|()| fs::remove_dir(&left).map_err(|e| e.to_string()));
+        if let Err(error) = cleared {
+            warn!(path = %left.display(), error, "clear away a temporary mount");
+        }
+    }
+    corten_sys::mount::set_temp_base(dir);
+    Ok(())
 }
 
-/// Where temporary mounts go: below root, so that they are on the same file system.
-pub(crate) fn temp_dir(config: &Config) -> std::path::PathBuf {
-    if config.temp.is_empty() {
-        config.root.join("tmpmounts")
-    } else {
-        config.temp.clone().into()
+/// Sets what this process and all that it starts find in their environment: the folder for temporary files, and the
+/// programs and libraries that `ctr install` put somewhere. Before any thread is started.
+pub(crate) fn environment(config: &Config) -> Result<()> {
+    if !config.temp.is_empty() {
+        let temp = Path::new(&config.temp);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(temp)
+            .with_context(|| format!("create {}", temp.display()))?;
+        set("TMPDIR", temp.as_os_str())?;
     }
+    if config.disabled_plugins.iter().any(|p| p == opt::URI) {
+        return Ok(());
+    }
+    // A table that cannot be read fails its plugin, not the daemon.
+    let opt = config.table::<opt::Config>(opt::URI).unwrap_or_default();
+    for (name, folder) in [("PATH", "bin"), ("LD_LIBRARY_PATH", "lib")] {
+        let old = std::env::var_os(name).filter(|v| !v.is_empty());
+        let old = old.as_deref().map(std::env::split_paths);
+        let all = std::iter::once(opt.path.join(folder)).chain(old.into_iter().flatten());
+        match std::env::join_paths(all) {
+            Ok(value) => set(name, &value)?,
+            Err(error) => warn!(path = %opt.path.display(), %error, "cannot be on {name}"),
+        }
+    }
+    Ok(())
+}
+
+fn set(name: &str, value: &std::ffi::OsStr) -> Result<()> {
+    corten_sys::environment::set(name, value).map_err(|e| anyhow!(e.to_string()))
 }
 
 /// Sets the daemon's OOM score. A host that refuses to lower it gets a warning: the daemon is still of use.

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use corten_runtime::opt;
+use corten_transfer::verifier;
+
 use super::Line;
 use crate::config::Config;
 
@@ -14,9 +17,13 @@ const CNI_DIRS: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
 const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
 pub(super) fn lines(config: &Config) -> Vec<Line> {
-    let path: Vec<PathBuf> = std::env::var_os("PATH")
-        .map(|p| std::env::split_paths(&p).collect())
-        .unwrap_or_default();
+    let own = std::env::var_os("PATH");
+    let own = own.as_deref().map(std::env::split_paths);
+    // What `ctr install` put somewhere comes first for the daemon.
+    let path: Vec<PathBuf> = opt_bin(config)
+        .into_iter()
+        .chain(own.into_iter().flatten())
+        .collect();
     // The runtime manager looks beside the daemon's binary too.
     let beside = std::env::current_exe()
         .ok()
@@ -28,17 +35,56 @@ pub(super) fn lines(config: &Config) -> Vec<Line> {
         lines.push(runc(has("runc"), shims.contains("containerd-shim-runc-v2")));
     }
     lines.push(cni(&cni_dirs(config)));
-    for (program, lost) in [
-        ("mkfs.erofs", "the erofs differ cannot make layers"),
-        ("criu", "containers cannot be checkpointed or restored"),
-        ("apparmor_parser", "AppArmor profiles cannot be loaded"),
+    for (program, used, lost) in [
+        ("mkfs.erofs", "", "the erofs differ cannot make layers"),
+        (
+            "criu",
+            "; io.containerd.runc.v2 checkpoints with it, Corten's own shim does not; `criu check` tries it",
+            "containers of io.containerd.runc.v2 cannot be checkpointed or restored",
+        ),
+        ("apparmor_parser", "", "AppArmor profiles cannot be loaded"),
     ] {
         lines.push(match has(program) {
-            Some(found) => Line::ok(program, found.display().to_string()),
+            Some(found) => Line::ok(program, format!("{}{used}", found.display())),
             None => Line::missing(program, format!("not on PATH: {lost}")),
         });
     }
+    lines.extend(verifiers(config));
     lines
+}
+
+fn opt_bin(config: &Config) -> Option<PathBuf> {
+    let disabled = config.disabled_plugins.iter().any(|p| p == opt::URI);
+    let opt: opt::Config = config.table(opt::URI).ok()?;
+    (!disabled).then(|| opt.path.join("bin"))
+}
+
+/// The programs that judge images; a line only where there are some.
+fn verifiers(config: &Config) -> Option<Line> {
+    let config: verifier::Config = config.table(verifier::URI).ok()?;
+    let mut names: Vec<String> = std::fs::read_dir(&config.bin_dir)
+        .ok()?
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort_unstable();
+    let (dir, all) = (config.bin_dir.display(), names.join(", "));
+    let broken = |name: &&String| !is_program(&config.bin_dir.join(name));
+    let broken: Vec<&str> = names.iter().filter(broken).map(String::as_str).collect();
+    match (names.is_empty(), broken.is_empty()) {
+        (true, _) => None,
+        (_, true) => Some(Line::ok(
+            "image verifiers",
+            format!("{all} in {dir} judge every image before it is pulled"),
+        )),
+        _ => Some(Line::limited(
+            "image verifiers",
+            format!(
+                "{} in {dir} cannot be run: every pull fails",
+                broken.join(", ")
+            ),
+        )),
+    }
 }
 
 fn is_program(path: &Path) -> bool {

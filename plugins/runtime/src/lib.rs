@@ -9,6 +9,7 @@
 //! restore    shims of a previous daemon          log        the shim's log FIFO
 //! sandbox    io.containerd.sandbox.controller.v1 "shim": sandboxes, each in a shim that tasks may join
 //! mounts     a task's root file system through the mount manager
+//! opt        io.containerd.internal.v1 "opt": the folder of `ctr install`
 //! features   what must be asked of the runtime before a spec is handed to it
 //! ```
 //! The daemon keeps no state of a container that its shim has: it asks. Shims that speak gRPC are not served yet.
@@ -25,6 +26,7 @@ mod features;
 mod log;
 pub mod manager;
 mod mounts;
+pub mod opt;
 mod restore;
 pub mod sandbox;
 mod shim;

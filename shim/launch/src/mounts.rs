@@ -15,6 +15,16 @@ pub fn clone_tree(path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// Cuts what a detached mount would tell the peers of the one it was copied from; it still hears of theirs.
+pub fn enslave(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = MountAttr {
+        propagation: libc::MS_SLAVE,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(mount.as_raw_fd(), true, &attr)
+        .map_err(|e| io::Error::from_raw_os_error(e.0))
+}
+
 /// Maps the owners of a detached mount by a user namespace.
 pub fn idmap(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
     let attr = MountAttr {

@@ -265,6 +265,10 @@ fn bind(b: &mut Builder<'_>, m: &Mount, dest: &str, o: &Options, label: &str) ->
     let mount = if b.userns || mapped {
         let tree =
             launch::clone_tree(&cstr(&source), o.recursive).map_err(|e| Error::system(label, e))?;
+        // As if copied after the propagation of / was cut; nothing leaves a user namespace at all.
+        if b.userns || !o.propagation.iter().any(|f| f & MS_SHARED != 0) {
+            launch::enslave(tree.as_fd()).map_err(|e| Error::system(label, e))?;
+        }
         if mapped {
             idmap(b, m, o, tree.as_fd(), label)?;
         }

@@ -5,6 +5,7 @@ use crate::mounts::{MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, RDON
 use crate::{Error, Result, Spec};
 use corten_launch::{Fd, Make, Op, cstr, mounts as launch};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, openat2};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,9 @@ pub(crate) fn attach(b: &mut Builder<'_>) -> Result<()> {
         // The child may not reach the path; the copy is made with the host's privilege.
         let tree = launch::clone_tree(&path, true)
             .map_err(|e| Error::system("clone the rootfs mount", e))?;
+        // A copy made over there would be no peer of the host's mounts, which pivot_root(2) refuses as well.
+        launch::enslave(tree.as_fd())
+            .map_err(|e| Error::system("cut the propagation of the rootfs mount", e))?;
         b.plan.give(tree)
     } else {
         b.plan.push(

@@ -6,6 +6,7 @@ use crate::init::{Builder, EXTRA, MOUNT, ROOT, TARGET};
 use crate::mounts::{Options, RDONLY, attach, fs_options};
 use crate::namespaces::NEWCGROUP;
 use corten_launch::{Fd, FsOption, Make, Op, cstr, mounts as launch};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 /// Plans one mount of type `cgroup` at `dest`.
@@ -106,6 +107,7 @@ fn hierarchy(
         let mount = if b.userns {
             let tree =
                 launch::clone_tree(&own, false).map_err(|e| crate::Error::system(label, e))?;
+            launch::enslave(tree.as_fd()).map_err(|e| crate::Error::system(label, e))?;
             b.plan.give(tree)
         } else {
             let op = Op::CloneTree {

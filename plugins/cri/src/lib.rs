@@ -10,6 +10,7 @@
 //! - [`containers`]: containers, exec, attach; [`logs`]
 //! - [`images`], [`stats`]: what they say
 //! - [`spec`]: from CRI messages to an OCI runtime spec
+//! - `nri`: what plugins of other processes are told, and what they change
 //! - [`streaming`]: exec, attach and port-forward over SPDY and WebSocket
 //! - [`plugin`]: how all of it starts
 //!
@@ -35,6 +36,7 @@ pub mod cri;
 pub mod events;
 pub mod images;
 pub mod logs;
+mod nri;
 pub mod plugin;
 pub mod pods;
 pub mod service;

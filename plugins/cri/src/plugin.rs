@@ -12,7 +12,7 @@ use corten_core::service::GrpcService;
 use corten_core::tasks_set::TaskSet;
 use corten_core::{Context as _, Error, Kind, Namespace, Result, kinds};
 use corten_registry::{BoxError, Context, InitError, Registration};
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::config::{self, PODSANDBOX};
 use crate::cri::NAMESPACE;
@@ -167,7 +167,7 @@ async fn up(cri: &Arc<Cri>) -> Result<()> {
     }
     serve_streams(cri).await?;
     stats::start(cri);
-    start_nri(cri).await
+    crate::nri::start(cri).await
 }
 
 /// Out-of-memory kills, from now on.
@@ -231,19 +231,5 @@ async fn serve_streams(cri: &Arc<Cri>) -> Result<()> {
     // It ends with the daemon.
     cri.background
         .spawn("streaming server", server.serve(std::future::pending()));
-    Ok(())
-}
-
-async fn start_nri(cri: &Arc<Cri>) -> Result<()> {
-    let Some(nri) = &cri.nri else {
-        return Ok(());
-    };
-    if !nri.enabled() {
-        return Ok(());
-    }
-    if let Err(error) = nri.start().await {
-        error!(%error, "failed to set up NRI for CRI service");
-        return Err(error);
-    }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod start;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -58,6 +59,8 @@ pub struct Entry {
     phase: watch::Sender<Phase>,
     /// One deletion of its task at a time.
     deleting: tokio::sync::Mutex<()>,
+    /// Something of a failed start could not be taken back.
+    left: AtomicBool,
 }
 
 /// How far a pod is.
@@ -110,11 +113,24 @@ impl Entry {
             runtime,
             phase: watch::Sender::new(phase),
             deleting: tokio::sync::Mutex::default(),
+            left: AtomicBool::new(false),
         })
     }
 
     fn phase(&self) -> Phase {
         self.phase.borrow().clone()
+    }
+
+    fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Leaves the rest to a later shutdown when `undone` is an error.
+    fn or_leave(&self, undone: Result<()>) -> Result<()> {
+        if undone.is_err() {
+            self.left.store(true, Ordering::Release);
+        }
+        undone
     }
 
     fn ended(&self, status: u32, at: SystemTime) {
@@ -223,7 +239,11 @@ impl Controller for Pause {
 
     async fn start(&self, _: &Namespace, id: &str) -> Result<Instance> {
         let (cri, entry) = (self.cri()?, self.find(id)?);
-        start::start(&cri, &entry).await
+        let started = start::start(&cri, &entry).await;
+        if started.is_err() && !entry.is_left() {
+            self.pods.lock().remove(id);
+        }
+        started
     }
 
     async fn platform(&self, _: &Namespace, _: &str) -> Result<Platform> {

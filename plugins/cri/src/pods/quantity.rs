@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(parse(text).unwrap(), want, "{text}");
         }
         for text in [
-            "", "M", "1.2.3", "1MM", "1e", "ten", "1 M", "9E9", "-", "1ki", "1e999",
+            "", "M", "1.2.3", "1MM", "1e", "ten", "1 M", "10E", "-", "1ki", "1e999",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

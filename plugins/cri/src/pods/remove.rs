@@ -24,6 +24,7 @@ impl Cri {
     ) -> Result<RemovePodSandboxResponse> {
         if let Some(pod) = find(self, &request.pod_sandbox_id)? {
             let _one = lock(self, &pod).await;
+            let _block = self.block_plugins().await;
             remove(self, &pod).await?;
         }
         Ok(RemovePodSandboxResponse {})
@@ -63,6 +64,7 @@ async fn remove(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
     }
     let deleted = ContainerEventType::ContainerDeletedEvent;
     cri.announce(id, id, deleted).await;
+    cri.nri_remove_pod(pod).await;
     // The record before the memory: a failure leaves a pod that can be removed again.
     record::delete(cri, id)
         .await

@@ -121,6 +121,8 @@ async fn make(
         draft.make_network(undo, &config).await?;
     }
     draft.start(undo, &config, handler).await?;
+    let _block = cri.block_plugins().await;
+    cri.nri_run_pod(&pod, undo).await?;
     pod.status.write().state = State::Ready;
     cri.pods
         .add(&id, pod.clone())
@@ -251,6 +253,9 @@ impl Draft {
             .await
             .with_context(|| format!("failed to create sandbox {:?}", pod.id))?;
         self.push(undo, "sandbox", |draft| async move {
+            if draft.is_left() {
+                return Ok(());
+            }
             let keeper = controller(&draft.cri, &draft.pod.sandboxer)?;
             let gone = match keeper.shutdown(&draft.cri.ns, &draft.pod.id).await {
                 Err(e) if e.kind() == Kind::NotFound => Ok(()),
@@ -266,10 +271,17 @@ impl Draft {
                 .await
                 .with_context(|| format!("failed to get sandbox image {image:?}"))?;
         }
-        let started = keeper
-            .start(&cri.ns, &pod.id)
-            .await
-            .with_context(|| format!("failed to start sandbox {:?}", pod.id))?;
+        let started = match keeper.start(&cri.ns, &pod.id).await {
+            Ok(started) => started,
+            Err(e) => {
+                // A controller that still knows it could not take it back.
+                let known = keeper.status(&cri.ns, &pod.id, false).await;
+                if known.is_ok_and(|s| !s.state.is_empty()) {
+                    self.left.store(true, Ordering::Release);
+                }
+                return Err(e.context(format!("failed to start sandbox {:?}", pod.id)));
+            }
+        };
         self.note(&started);
         record::complete(cri, pod, &started, spec).await?;
         Ok(())

@@ -112,6 +112,7 @@ async fn verbose(cri: &Cri, pod: &Pod, said: sandbox::Status) -> Result<String> 
         info.entry(key.to_owned()).or_insert(value);
     };
     default("pid", json!(status.pid));
+    let ended = status.state == State::NotReady;
     default("processStatus", json!("deleted"));
     for key in ["image", "snapshotKey", "snapshotter"] {
         default(key, json!(""));
@@ -120,6 +121,9 @@ async fn verbose(cri: &Cri, pod: &Pod, said: sandbox::Status) -> Result<String> 
     let options = record.and_then(|r| r.runtime?.options);
     default("runtimeOptions", runtime_options(options.as_ref()));
     default("runtimeSpec", Value::Null);
+    if ended {
+        info.insert("pid".into(), json!(0));
+    }
     info.insert("netNamespaceClosed".into(), json!(closed));
     info.insert("runtimeHandler".into(), json!(metadata.runtime_handler));
     info.insert("config".into(), json!(metadata.config));

@@ -28,6 +28,7 @@ impl Cri {
     ) -> Result<StopPodSandboxResponse> {
         if let Some(pod) = find(self, &request.pod_sandbox_id)? {
             let _one = lock(self, &pod).await;
+            let _block = self.block_plugins().await;
             stop(self, &pod).await?;
         }
         Ok(StopPodSandboxResponse {})
@@ -64,6 +65,7 @@ pub async fn stop(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
         }
     }
     stop_sandbox(cri, pod).await?;
+    cri.nri_stop_pod(pod).await;
     tear_down(cri, pod).await?;
     cri.images
         .release_pod_volumes(&pod.id)

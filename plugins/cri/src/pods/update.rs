@@ -28,6 +28,8 @@ impl Cri {
             overhead: request.overhead,
             resources: request.resources,
         };
+        let (overhead, resources) = (updated.overhead.as_ref(), updated.resources.as_ref());
+        self.nri_update_pod(&pod, overhead, resources).await?;
         let record = record::save_resources(self, &pod.id, &updated)
             .await
             .context("failed to update sandbox store")?;
@@ -42,6 +44,7 @@ impl Cri {
             Err(e) if e.kind() == Kind::NotImplemented => {}
             other => other.context("failed to update sandbox controller")?,
         }
+        self.nri_updated_pod(&pod).await;
         Ok(UpdatePodSandboxResourcesResponse {})
     }
 }

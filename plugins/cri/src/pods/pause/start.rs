@@ -27,7 +27,7 @@ pub const SANDBOX: &str = "sandbox";
 /// Label namespaces that images may not write.
 const RESERVED: [&str; 2] = ["containerd.io/", "io.cri-containerd."];
 
-/// Starts the pause container of a pod.
+/// Starts the pause container of a pod. [`Entry::is_left`] tells of a failure that left something.
 ///
 /// # Errors
 /// Those of its steps.
@@ -62,8 +62,8 @@ async fn make(cri: &Arc<Cri>, entry: &Arc<Entry>, undo: &mut Rollback) -> Result
         .images
         .find(&name)
         .with_context(|| format!("failed to get sandbox image {name:?}"))?;
-    make_files(cri, id, &metadata, undo).await?;
-    let rootfs = make_rootfs(cri, &metadata, &image, undo).await?;
+    make_files(cri, entry, &metadata, undo).await?;
+    let rootfs = make_rootfs(cri, entry, &metadata, &image, undo).await?;
     let built = build(cri, &metadata, &image, &name, rootfs.clone()).await?;
     entry.metadata.write().process_label = built.process_label.clone();
     {
@@ -84,7 +84,9 @@ async fn make(cri: &Arc<Cri>, entry: &Arc<Entry>, undo: &mut Rollback) -> Result
     };
     {
         let (cri, entry) = (cri.clone(), entry.clone());
-        undo.push("pause task", async move { entry.delete_task(&cri).await });
+        undo.push("pause task", async move {
+            entry.or_leave(entry.delete_task(&cri).await)
+        });
     }
     let task = cri
         .tasks
@@ -117,19 +119,21 @@ async fn make(cri: &Arc<Cri>, entry: &Arc<Entry>, undo: &mut Rollback) -> Result
 
 async fn make_files(
     cri: &Arc<Cri>,
-    id: &str,
+    entry: &Arc<Entry>,
     metadata: &Metadata,
     undo: &mut Rollback,
 ) -> Result<()> {
     {
-        let (cri, id) = (cri.clone(), id.to_owned());
-        undo.push(
-            "sandbox files",
-            async move { files::remove(&cri, &id).await },
-        );
+        let (cri, entry) = (cri.clone(), entry.clone());
+        undo.push("sandbox files", async move {
+            if entry.is_left() {
+                return Ok(());
+            }
+            entry.or_leave(files::remove(&cri, &entry.id).await)
+        });
     }
     let (root, state) = (cri.root.clone(), cri.state.clone());
-    let (id, metadata) = (id.to_owned(), metadata.clone());
+    let (id, metadata) = (entry.id.clone(), metadata.clone());
     blocking(move || {
         files::make(&root, &state, &id, &metadata.config)
             .context("failed to setup sandbox files")?;
@@ -202,6 +206,7 @@ async fn build(
 /// The snapshot that the pod's lease holds until the record does.
 async fn make_rootfs(
     cri: &Arc<Cri>,
+    entry: &Arc<Entry>,
     metadata: &Metadata,
     image: &ImageRecord,
     undo: &mut Rollback,
@@ -211,9 +216,12 @@ async fn make_rootfs(
     let maps = request::userns(&metadata.config)?;
     let (uids, gids) = maps.map_or((vec![], vec![]), |(u, g)| (vec![u], vec![g]));
     {
-        let (cri, id) = (cri.clone(), id.clone());
+        let (cri, entry) = (cri.clone(), entry.clone());
         undo.push("pause container", async move {
-            delete_container(&cri, &id).await
+            if entry.is_left() {
+                return Ok(());
+            }
+            entry.or_leave(delete_container(&cri, &entry.id).await)
         });
     }
     let rootfs = Rootfs {

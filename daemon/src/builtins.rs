@@ -38,6 +38,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_runtime::sandbox::registration(),
         corten_monitor::cgroups::registration(),
         corten_monitor::restart::registration(),
+        corten_nri::registration(),
         corten_services::containers::registration(),
         corten_services::content::registration(),
         corten_services::diff::registration(),

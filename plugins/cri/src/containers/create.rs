@@ -12,8 +12,8 @@ use corten_core::{Context, Error, Kind, Labels, Mount as Recipe, Result, Scope};
 use corten_protos::containerd::services::containers::v1::Container as Record;
 use corten_protos::containerd::services::containers::v1::container::Runtime;
 use corten_protos::runtime::v1::{
-    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse,
-    IdMapping, NamespaceMode, PodSandboxConfig,
+    ContainerConfig, ContainerEventType, ContainerState, CreateContainerRequest,
+    CreateContainerResponse, IdMapping, NamespaceMode, PodSandboxConfig,
 };
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -55,13 +55,15 @@ impl Cri {
         r: CreateContainerRequest,
     ) -> Result<CreateContainerResponse> {
         let mut undo = Rollback::new();
-        match self.create_now(r, &mut undo).await {
+        let _block = self.block_plugins().await;
+        // Boxed: it is large, and most of its life it waits.
+        match Box::pin(self.create_now(r, &mut undo)).await {
             Ok(container) => {
                 undo.commit();
                 let created = ContainerEventType::ContainerCreatedEvent;
                 self.announce(&container.id, &container.sandbox_id, created)
                     .await;
-                // NRI: PostCreateContainer
+                self.nri_created(&container).await;
                 Ok(CreateContainerResponse {
                     container_id: container.id.clone(),
                 })
@@ -272,7 +274,10 @@ impl Cri {
             Ok(())
         });
         metadata.process_label = built.process_label;
-        // NRI: CreateContainer
+        let labels = record::build_labels(&draft.config.labels, &draft.image.config.config.labels);
+        let spec = self
+            .nri_create(&draft.pod, metadata, &labels, built.spec.to_any(), undo)
+            .await?;
         let (this, id) = (self.clone(), draft.id.clone());
         undo.push("record", async move {
             match this.metadata.containers().delete(&this.scope(), &id).await {
@@ -282,13 +287,13 @@ impl Cri {
         });
         let record = Record {
             id: draft.id.clone(),
-            labels: record::build_labels(&draft.config.labels, &draft.image.config.config.labels),
+            labels,
             image: metadata.image_name.clone(),
             runtime: Some(Runtime {
                 name: draft.handler.runtime_type.clone(),
                 options: options::of(draft.handler)?,
             }),
-            spec: Some(built.spec.to_any()),
+            spec: Some(spec),
             snapshotter: draft.snapshotter.clone(),
             snapshot_key: draft.id.clone(),
             extensions: record::extensions(metadata)?,
@@ -332,7 +337,7 @@ impl Cri {
             resolv_conf: Some(files::resolv_conf(&self.root, &sandbox_id)),
             shm: Some(files::shm(&self.state, &sandbox_id)),
         };
-        let target_pid = self.target_pid(&config)?;
+        let target_pid = self.target_pid(&sandbox_id, &config)?;
         let rro = self.recursive_read_only(draft.handler_name);
         let build = move |rootfs: Option<&Path>| {
             if let Some(root) = rootfs {
@@ -359,17 +364,29 @@ impl Cri {
             .await
     }
 
-    /// The process of the container whose processes are joined.
-    fn target_pid(&self, config: &ContainerConfig) -> Result<Option<u32>> {
+    /// The process of the container whose processes are joined: a running one of the same pod.
+    fn target_pid(&self, sandbox_id: &str, config: &ContainerConfig) -> Result<Option<u32>> {
         let security = config
             .linux
             .as_ref()
             .and_then(|l| l.security_context.as_ref());
         match security.and_then(|s| s.namespace_options.as_ref()) {
             Some(n) if n.pid == NamespaceMode::Target as i32 => {
-                let target = self.containers.get(&n.target_id)?;
-                let pid = target.status.read().pid;
-                Ok(Some(pid))
+                let (id, wrong) = (&n.target_id, "invalid target container");
+                let target = self.containers.get(id).context(wrong)?;
+                if target.sandbox_id != sandbox_id {
+                    return Err(Error::invalid(format!(
+                        "{wrong}: container {id:?} (sandbox {}) does not belong to sandbox {sandbox_id}",
+                        target.sandbox_id
+                    )));
+                }
+                if target.state() != ContainerState::ContainerRunning {
+                    return Err(Error::precondition(format!(
+                        "{wrong}: container {id:?} is not running - in state {}",
+                        target.state().as_str_name()
+                    )));
+                }
+                Ok(Some(target.status.read().pid))
             }
             _ => Ok(None),
         }

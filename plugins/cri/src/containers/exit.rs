@@ -132,7 +132,7 @@ impl Cri {
         })
         .await;
         container.stopped.send_replace(true);
-        // NRI: TaskExit
+        self.nri_exited(container).await;
         let stopped = ContainerEventType::ContainerStoppedEvent;
         self.announce(&container.id, &container.sandbox_id, stopped)
             .await;

@@ -31,6 +31,7 @@ impl Cri {
             Err(e) if e.kind() == Kind::NotFound => return Ok(RemoveContainerResponse {}),
             Err(e) => return Err(e),
         };
+        let _block = self.block_plugins().await;
         if matches!(
             container.state(),
             ContainerState::ContainerRunning | ContainerState::ContainerUnknown
@@ -48,7 +49,7 @@ impl Cri {
                     container.id
                 )
             })?;
-        // NRI: RemoveContainer
+        self.nri_remove(&container).await;
         self.take_apart(&container).await?;
         drop(working);
         let deleted = ContainerEventType::ContainerDeletedEvent;

@@ -101,7 +101,8 @@ impl Cri {
             .await
             .context("failed to create containerd task")?;
         self.start_streams(container, prepared);
-        // NRI: StartContainer
+        let _block = self.block_plugins().await;
+        self.nri_start(container).await?;
         task.start("")
             .await
             .with_context(|| format!("failed to start containerd task {:?}", container.id))?;
@@ -117,7 +118,7 @@ impl Cri {
         let started = ContainerEventType::ContainerStartedEvent;
         self.announce(&container.id, &container.sandbox_id, started)
             .await;
-        // NRI: PostStartContainer
+        self.nri_started(container).await;
         Ok(())
     }
 
@@ -209,7 +210,7 @@ impl Cri {
         if gone {
             container.stopped.send_replace(true);
         }
-        // NRI: StopContainer
+        self.nri_stop(container).await;
     }
 
     async fn undo_task(&self, id: &str) -> Result<()> {

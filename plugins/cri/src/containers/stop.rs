@@ -37,9 +37,10 @@ impl Cri {
             Err(e) if e.kind() == Kind::NotFound => return Ok(StopContainerResponse {}),
             Err(e) => return Err(e),
         };
+        let _block = self.block_plugins().await;
         let patience = Duration::from_secs(u64::try_from(r.timeout).unwrap_or(0));
         self.stop(&container, patience).await?;
-        // NRI: StopContainer
+        self.nri_stop(&container).await;
         Ok(StopContainerResponse {})
     }
 
@@ -57,7 +58,7 @@ impl Cri {
     }
 
     /// Stops it, gently within `patience`.
-    pub(super) async fn stop(
+    pub(crate) async fn stop(
         self: &Arc<Self>,
         container: &Arc<Container>,
         patience: Duration,

@@ -27,12 +27,14 @@ impl Cri {
             .containers
             .get(&r.container_id)
             .context("failed to find container")?;
-        let resources = r.linux.unwrap_or_default();
-        // NRI: UpdateContainer
+        let _block = self.block_plugins().await;
+        let resources = self
+            .nri_update(&container, r.linux.unwrap_or_default())
+            .await?;
         self.set_resources(&container, &resources)
             .await
             .context("failed to update resources")?;
-        // NRI: PostUpdateContainer
+        self.nri_updated(&container).await;
         Ok(UpdateContainerResourcesResponse {})
     }
 

@@ -21,7 +21,8 @@
 //! # Limits
 //! | what | limit |
 //! |---|---|
-//! | bytes that ExecSync answers, of each stream | 16 MiB ([`exec::MAX_OUTPUT`]); the rest is read and lost |
+//! | bytes that ExecSync keeps of each stream | 16 MiB ([`exec::MAX_OUTPUT`]); the rest is read and lost |
+//! | bytes of both that it answers | 16 MiB - 64 ([`exec::MAX_ANSWER`]): a message that clients take |
 //! | after its time-out, the end of a killed process | 5 s; the answer does not wait longer |
 //! | streams held open after a process' end | `drain_exec_sync_io_timeout`; 0: as long as they are |
 //! | items of one message of StreamContainers | 5,000 ([`list::BATCH`]) |

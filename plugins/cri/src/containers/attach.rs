@@ -68,7 +68,7 @@ impl Cri {
         let want = [stdout.is_some(), stderr.is_some() && !tty && !has_tty];
         let [out, err] = match &copier {
             Some(copier) => from_copier(copier, want),
-            None => self.from_shim(container, task.as_ref(), want).await?,
+            None => self.shim_output(container, task.as_ref(), want).await?,
         };
         let sink = match (&stdin, copier) {
             (None, _) => Sink::Nowhere,
@@ -104,7 +104,7 @@ impl Cri {
     }
 
     /// Has our shim copy the output to FIFOs made for it.
-    async fn from_shim(
+    async fn shim_output(
         &self,
         container: &Container,
         task: &dyn Task,
@@ -226,5 +226,5 @@ async fn sizes(task: &dyn Task, mut resize: Resize) {
             warn!(container.id = task.id(), %error, "resize a terminal");
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

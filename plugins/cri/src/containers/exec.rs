@@ -17,8 +17,10 @@ use crate::store::pod::State;
 use crate::streaming::Resize;
 use crate::streaming::server::Urls;
 
-/// Bytes that ExecSync answers of each stream; the rest is read and lost.
+/// Bytes that ExecSync keeps of each stream; the rest is read and lost.
 pub const MAX_OUTPUT: usize = 16 << 20;
+/// Bytes of both that it answers: what clients take in one message, less what surrounds them.
+pub const MAX_ANSWER: usize = MAX_OUTPUT - 64;
 
 impl Cri {
     /// Runs a process and answers with what it wrote.
@@ -53,9 +55,11 @@ impl Cri {
                 .map_err(|_| Error::internal("an exec ended early"))?
         };
         let (code, stdout, stderr) = exec.await.context("failed to exec in container")?;
+        let (mut stdout, mut stderr) = (stdout.bytes, stderr.bytes);
+        fit(&mut stdout, &mut stderr);
         Ok(ExecSyncResponse {
-            stdout: stdout.bytes,
-            stderr: stderr.bytes,
+            stdout,
+            stderr,
             exit_code: i32::try_from(code).unwrap_or(super::state::UNKNOWN_CODE),
         })
     }
@@ -107,5 +111,47 @@ impl Cri {
         self.urls
             .get()
             .ok_or_else(|| Error::new(Kind::Unavailable, "the streaming server does not listen"))
+    }
+}
+
+/// Cuts off what clients would not take, of the longer one first. containerd's answer fails as a whole.
+fn fit(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>) {
+    let mut streams = [stdout, stderr];
+    streams.sort_by_key(|s| std::cmp::Reverse(s.len()));
+    for n in 0..streams.len() {
+        let total: usize = streams.iter().map(|s| s.len()).sum();
+        let over = total.saturating_sub(MAX_ANSWER);
+        let left = streams[n].len().saturating_sub(over);
+        streams[n].truncate(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_fits_into_a_message_at_plus_minus_one() {
+        for (out, err, want) in [
+            (MAX_ANSWER - 1, 0, MAX_ANSWER - 1),
+            (MAX_ANSWER, 0, MAX_ANSWER),
+            (MAX_ANSWER + 1, 0, MAX_ANSWER),
+            (MAX_ANSWER, 1, MAX_ANSWER),
+            (1, MAX_ANSWER, MAX_ANSWER),
+            (MAX_OUTPUT, MAX_OUTPUT, MAX_ANSWER),
+        ] {
+            let (mut stdout, mut stderr) = (vec![b'x'; out], vec![b'y'; err]);
+            fit(&mut stdout, &mut stderr);
+            assert_eq!(stdout.len() + stderr.len(), want, "{out} {err}");
+            assert!(stdout.len().min(stderr.len()) >= out.min(err).min(1));
+            let answer = ExecSyncResponse {
+                stdout,
+                stderr,
+                exit_code: -1,
+            };
+            assert!(answer.encoded_len() <= 16 << 20);
+        }
     }
 }

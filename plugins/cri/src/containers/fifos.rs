@@ -138,11 +138,6 @@ impl Fifos {
             terminal: self.tty,
         }
     }
-
-    /// The one for input.
-    pub(super) fn stdin(&self) -> Option<&Path> {
-        self.stdin.as_deref()
-    }
 }
 
 impl Drop for Fifos {
@@ -180,7 +175,7 @@ mod tests {
         assert!(ends.stdin.is_some() && ends.stdout.is_some() && ends.stderr.is_none());
         assert_eq!(fifos.stdio().stdout, io.join("x-stdout").to_string_lossy());
         assert_eq!(fifos.stdio().stderr, "");
-        assert_eq!(Fifos::of(&fifos.stdio()).stdin(), fifos.stdin());
+        assert_eq!(Fifos::of(&fifos.stdio()).stdio(), fifos.stdio());
         drop(fifos);
         assert_eq!(std::fs::read_dir(&io).unwrap().count(), 0);
         let tty = Wanted {

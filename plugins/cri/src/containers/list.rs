@@ -54,7 +54,7 @@ impl Cri {
         }
         let all = self.containers.list();
         all.iter()
-            .map(|container| listed(container))
+            .map(listed)
             .filter(|container| matches(&filter, container))
             .collect()
     }

@@ -45,14 +45,6 @@ impl Cri {
         record.context("get container info")
     }
 
-    /// The OCI specification of a container.
-    ///
-    /// # Errors
-    /// NotFound; Internal: it cannot be read.
-    pub(crate) async fn container_spec(&self, id: &str) -> Result<Value> {
-        parse(&self.record(id).await?)
-    }
-
     /// The task of a container.
     ///
     /// # Errors
@@ -146,8 +138,6 @@ pub(super) fn build_labels(asked: &Labels, of_image: &Labels) -> Labels {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> Labels {

@@ -27,7 +27,7 @@ impl Cri {
                 self.container_task(&container.id)
                     .await?
                     .reopen_log("")
-                    .await?
+                    .await?;
             }
         }
         Ok(ReopenContainerLogResponse {})

@@ -19,7 +19,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use corten_protos::containerd::runc::v1::Options as RuncOptions;
-use corten_protos::containerd::runtime::bootstrap::v1::{BootstrapParams, BootstrapResult};
+use corten_protos::containerd::runtime::bootstrap::v1::{
+    BootstrapParams, BootstrapResult, Extension,
+};
+use corten_protos::containerd::types::MountCapabilities;
 use corten_protos::google::protobuf::Any;
 use corten_protos::runtimeoptions::v1::Options as GenericOptions;
 use prost::Message;
@@ -52,7 +55,7 @@ enum Dialect {
 
 /// What stdin said.
 #[derive(Debug)]
-struct Request {
+pub(crate) struct Request {
     dialect: Dialect,
     options: Options,
     ttrpc_address: String,
@@ -104,6 +107,10 @@ fn answer(dialect: Dialect, address: &str) -> Vec<u8> {
             version: 3,
             address: address.to_owned(),
             protocol: "ttrpc".to_owned(),
+            // Nothing beyond what the kernel mounts. Said, so that the daemon need not run `-info` to find out.
+            extensions: vec![Extension {
+                value: Some(corten_protos::any::pack(&MountCapabilities::default())),
+            }],
             ..BootstrapResult::default()
         }
         .encode_to_vec(),
@@ -242,7 +249,7 @@ fn spawn_server(flags: &Flags, request: &Request, bundle: &Path, listener: Owned
 // === impl Request ===
 
 impl Request {
-    fn parse(stdin: &[u8], flags: &Flags) -> Result<Self> {
+    pub(crate) fn parse(stdin: &[u8], flags: &Flags) -> Result<Self> {
         let environment = |key| std::env::var(key).unwrap_or_default();
         if let Some(params) = bootstrap_params(stdin, &flags.id) {
             let options = params
@@ -293,7 +300,6 @@ fn first(a: String, b: &str) -> String {
 mod tests {
     use super::*;
     use corten_protos::any::pack;
-    use corten_protos::containerd::runtime::bootstrap::v1::Extension;
 
     fn flags() -> Flags {
         Flags {
@@ -337,6 +343,9 @@ mod tests {
             ),
             (3, "ttrpc", "unix:///s")
         );
+        let said = result.extensions[0].value.as_ref().unwrap();
+        let mounts: MountCapabilities = corten_protos::any::unpack(said).unwrap();
+        assert!(mounts.types.is_empty() && mounts.transforms.is_empty());
     }
 
     #[test]

@@ -33,8 +33,9 @@ use crate::task::Shim;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For the last events, when the daemon is there to take them.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
-/// For the last answers to leave; clients hang up once they have them.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// For the last answers to leave, which takes no more than some turns of the event loop; clients hang up once they have
+/// them. Whoever else is connected must not find an empty shim alive for longer.
+const LAST_ANSWERS: Duration = Duration::from_millis(10);
 /// For clients that are slower in opening their fifos than their container was.
 const LAST_READERS: Duration = Duration::from_millis(500);
 /// A shim without containers that nobody is connected to was forgotten: its daemon died between `start` and Create, or

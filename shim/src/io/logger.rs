@@ -2,7 +2,8 @@
 //!
 //! Protocol: argv is the query of the URI flattened in its own order (`k`, then the first value when there is one), the
 //! environment is CONTAINER_ID and CONTAINER_NAMESPACE only, descriptor 5 is closed by the logger when it is ready
-//! (`binary-v2`: it writes one byte instead). Create returns after that. At Delete it gets SIGTERM and 12 s.
+//! (`binary-v2`: it writes one byte instead). Create returns after that. At Delete it has a second to read the rest and
+//! end by itself; then it gets SIGTERM and 12 s.
 
 use std::ffi::CString;
 use std::io;
@@ -23,6 +24,7 @@ use crate::task::Shim;
 use crate::task::launch::{Child, failed};
 
 const READY: Duration = Duration::from_secs(10);
+const READ: Duration = Duration::from_secs(1);
 const TERM: Duration = Duration::from_secs(12);
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
@@ -86,8 +88,11 @@ impl Logger {
         Ok((Self { pidfd, ended }, Pipes { stdout, stderr }))
     }
 
-    /// Asks it to end, then insists.
+    /// Lets it end, asks it to, then insists. Nobody writes any more: one that reads to the end loses no line.
     pub(super) async fn stop(mut self) {
+        if tokio::time::timeout(READ, &mut self.ended).await.is_ok() {
+            return;
+        }
         // Fails only when it is gone already.
         let _ = self.pidfd.signal(SIGTERM);
         if tokio::time::timeout(TERM, &mut self.ended).await.is_ok() {

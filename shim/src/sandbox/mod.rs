@@ -23,7 +23,7 @@ use std::time::Duration;
 use corten_launch::Status;
 use corten_oci::{Cgroup, Spec, cgroup};
 use corten_protos::any;
-use corten_protos::containerd::runtime::sandbox::v1::CreateSandboxRequest;
+use corten_protos::containerd::runtime::sandbox::v1::{CreateSandboxRequest, UpdateSandboxRequest};
 use corten_protos::google::protobuf::Timestamp;
 use corten_protos::runtime::v1::PodSandboxConfig;
 use corten_protos::time;
@@ -45,6 +45,8 @@ pub(crate) use files::remove as remove_files;
 /// What containerd gives to a pause process: the last one to be killed for memory.
 const OOM_SCORE_ADJ: i32 = -998;
 /// How long the holder's cgroup may stay busy after its end.
+/// Under which a sandbox record carries the pod's new resources, as JSON of the CRI's own message.
+const UPDATED_RESOURCES: &str = "updated-resources";
 const CGROUP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a sandbox is.
@@ -70,6 +72,8 @@ pub(crate) struct Sandbox {
     pod_cgroup: Option<Cgroup>,
     files: RefCell<Option<Files>>,
     pub(crate) created_at: Timestamp,
+    /// What UpdateSandbox said last of the pod's resources.
+    resources: RefCell<serde_json::Value>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -129,6 +133,7 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateSandboxRequest) -> Re
         pod_cgroup: pod.as_ref().and_then(pod_cgroup),
         files: RefCell::new(draft.files),
         created_at: time::now(),
+        resources: RefCell::default(),
         exit: watch::Sender::default(),
     });
     shim.set_sandbox(Some(sandbox.clone()));
@@ -373,6 +378,18 @@ impl Sandbox {
         serde_json::json!({
             "pid": self.pid(),
             "processStatus": match self.state.get() {
+    /// Takes note of the pod's new resources, for `info`. Whoever changes them has set the limits of the pod's cgroup:
+    /// it is the kubelet's, and may be systemd's. Records of earlier daemons carry none.
+    pub(crate) fn update(&self, request: &UpdateSandboxRequest) -> Result<()> {
+        let record = request.sandbox.as_ref();
+        if let Some(said) = record.and_then(|record| record.extensions.get(UPDATED_RESOURCES)) {
+            let said = serde_json::from_slice(&said.value)
+                .map_err(|e| Error::invalid(format!("parse {UPDATED_RESOURCES}: {e}")))?;
+            *self.resources.borrow_mut() = said;
+        }
+        Ok(())
+    }
+
                 State::Created => "created",
                 State::Ready => "running",
                 State::Stopped => "deleted",
@@ -387,6 +404,7 @@ impl Sandbox {
     /// Gives a container of this pod the files that pods share.
     pub(crate) fn furnish(&self, spec: &mut Spec) {
         let pod = spec.annotations.get("io.kubernetes.cri.sandbox-id");
+            "updatedResources": *self.resources.borrow(),
         if pod == Some(&self.id)
             && let Some(files) = self.files.borrow().as_ref()
         {

@@ -150,7 +150,7 @@ fn metrics(shim: &Shim, r: &SandboxMetricsRequest) -> Result<SandboxMetricsRespo
     })
 }
 
-/// What changes is the record; the kubelet itself writes the limits of the pod's cgroup.
 fn update(shim: &Shim, r: &UpdateSandboxRequest) -> Result<UpdateSandboxResponse> {
-    find(shim, &r.sandbox_id).map(|_| UpdateSandboxResponse {})
+    find(shim, &r.sandbox_id)?.update(r)?;
+    Ok(UpdateSandboxResponse {})
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use corten_protos::any;
 use corten_protos::containerd::runtime::sandbox::v1::{
     CreateSandboxRequest, PingRequest, SandboxStatusRequest, ShutdownSandboxRequest,
-    StartSandboxRequest, StopSandboxRequest,
+    StartSandboxRequest, StopSandboxRequest, UpdateSandboxRequest,
 };
 use corten_protos::containerd::services::streaming::v1::StreamInit;
 use corten_protos::containerd::types::transfer::{Data, WindowUpdate};
@@ -181,6 +181,27 @@ fn a_sandbox_lives_from_create_to_shutdown() {
             (got.state.as_str(), got.pid),
             ("SANDBOX_READY", started.pid)
         );
+        let said = |json: &str| any::pack_json("io.containerd.cri.v1/UpdatedResources", json);
+        let update = |json: &str| UpdateSandboxRequest {
+            sandbox_id: sandbox_id(),
+            sandbox: Some(corten_protos::containerd::types::Sandbox {
+                extensions: [("updated-resources".to_owned(), said(json))].into(),
+                ..Default::default()
+            }),
+            fields: vec!["extensions".to_owned()],
+            ..Default::default()
+        };
+        let good = update(r#"{"Resources":{"cpu_shares":512}}"#);
+        client.update_sandbox(context(), &good).await.unwrap();
+        assert!(
+            client
+                .update_sandbox(context(), &update("{"))
+                .await
+                .is_err()
+        );
+        let got = client.sandbox_status(context(), &status).await.unwrap();
+        let info: serde_json::Value = serde_json::from_str(&got.info["info"]).unwrap();
+        assert_eq!(info["updatedResources"]["Resources"]["cpu_shares"], 512);
         let stop = StopSandboxRequest {
             sandbox_id: sandbox_id(),
             timeout_secs: 1,

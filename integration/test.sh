@@ -64,6 +64,7 @@ check 'lints' cargo clippy --release --quiet --workspace --all-targets -- -D war
 # With what passed tests say: some say why they could not run here.
 tests 'unit tests' cargo test --release --quiet --workspace --exclude corten-integration --no-fail-fast -- --show-output
 tests 'behaviour tests: Corten' cargo test --release --quiet -p corten-integration --test ctr
+tests 'behaviour tests: the shim alone' cargo test --release --quiet -p corten-integration --test shim
 check 'licences and sources' integration/deny.sh
 check 'installation' integration/install-test.sh
 

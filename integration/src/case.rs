@@ -66,7 +66,7 @@ impl Case {
     /// True if the daemon under test is stock containerd.
     #[must_use]
     pub fn is_reference(&self) -> bool {
-        self.daemon.kind == Kind::Reference
+        self.daemon.kind != Kind::Corten
     }
 
     /// A path for a file of the test.
@@ -87,10 +87,15 @@ impl Case {
             .words(words)
     }
 
-    /// As [`Case::ctr`], whichever client the test runs with: for a flag that 1.6 lacks.
+    /// As [`Case::ctr`], whichever client the test runs with: for a flag that 1.6 lacks. A daemon
+    /// of 1.6 does not understand the newer client.
     #[must_use]
     pub fn new_ctr(&self, words: &str) -> Cmd {
-        Client::New
+        let client = match self.daemon.kind {
+            Kind::Debian => Client::Old,
+            Kind::Corten | Kind::Reference => Client::New,
+        };
+        client
             .command(
                 &self.daemon.socket(),
                 &self.namespace,

@@ -20,7 +20,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::leaks;
-use crate::peers::{self, Kind};
+use crate::peers::Kind;
 use crate::process::{eventually, exits_within};
 
 /// What may differ from one daemon to the next.
@@ -90,8 +90,12 @@ impl Setup {
         for part in ["r", "s", "t", "n"] {
             fs::create_dir_all(base.join(part)).unwrap();
         }
+        let version = match self.kind {
+            Kind::Debian => 2,
+            Kind::Corten | Kind::Reference => 3,
+        };
         let config = format!(
-            r#"version = 3
+            r#"version = {version}
 root = "{base}/r"
 state = "{base}/s"
 # No Kubernetes here; NRI's default socket is the machine's, not ours.
@@ -153,7 +157,7 @@ impl Daemon {
     pub fn command(&self) -> Command {
         let mut command = Command::new(self.kind.program());
         command
-            .env("PATH", peers::search_path())
+            .env("PATH", self.kind.search_path())
             .env("TMPDIR", self.base.join("t"))
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null());

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Corten,
+    /// Stock containerd 2.4.
     Reference,
+    /// Debian's containerd 1.6, only ever spoken to by its own ctr.
+    Debian,
 }
 
 /// The runtime name of our shim.
@@ -36,6 +39,7 @@ impl Kind {
         match self {
             Self::Corten => ours("cortend"),
             Self::Reference => reference("containerd"),
+            Self::Debian => debian("containerd"),
         }
     }
 
@@ -45,10 +49,22 @@ impl Kind {
         env::var("CORTEN_RUNTIME").unwrap_or_else(|_| {
             match self {
                 Self::Corten => CORTEN_RUNTIME,
-                Self::Reference => RUNC_RUNTIME,
+                Self::Reference | Self::Debian => RUNC_RUNTIME,
             }
             .to_owned()
         })
+    }
+
+    /// The PATH for a daemon: our shim, then the stock shim of its own version, then runc.
+    #[must_use]
+    pub fn search_path(self) -> String {
+        match self {
+            Self::Corten | Self::Reference => search_path(),
+            Self::Debian => {
+                let own = dir().join("debian/usr/bin");
+                search_path().replacen(':', &format!(":{}:", own.display()), 1)
+            }
+        }
     }
 }
 
@@ -103,7 +119,7 @@ pub fn have_our_shim() -> bool {
     our_dir().join("containerd-shim-corten-v2").exists()
 }
 
-/// The PATH for a daemon: our shim and the reference shim and runc come first.
+/// A PATH on which our shim and the reference shim and runc come first.
 #[must_use]
 pub fn search_path() -> String {
     let rest = env::var("PATH").unwrap_or_default();

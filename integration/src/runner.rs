@@ -167,6 +167,7 @@ fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
     Arc::clone(
         daemons
             .entry(key)
+        Kind::Debian => "debian",
             .or_insert_with(|| Arc::new(Setup::new(kind).start())),
     )
 }

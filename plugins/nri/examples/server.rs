@@ -9,6 +9,7 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -111,10 +112,11 @@ async fn main() -> anyhow::Result<()> {
     let socket = args
         .next()
         .context("usage: server SOCKET [PLUGINS [CONFS]]")?;
+    let nowhere = PathBuf::from("/nonexistent");
     let config = Config {
         socket_path: socket.into(),
-        plugin_path: args.next().unwrap_or("/nonexistent".into()).into(),
-        plugin_config_path: args.next().unwrap_or("/nonexistent".into()).into(),
+        plugin_path: args.next().map_or_else(|| nowhere.clone(), PathBuf::from),
+        plugin_config_path: args.next().map_or_else(|| nowhere.clone(), PathBuf::from),
         ..Default::default()
     };
     let containers = args.next().map_or(Ok(1), |n| n.parse())?;

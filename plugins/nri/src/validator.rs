@@ -33,7 +33,7 @@ impl DefaultValidator {
 
     fn hooks(&self, req: &ValidateContainerAdjustmentRequest) -> Result<(), String> {
         match owner(req.owners.as_ref(), id(req), Field::OciHooks) {
-            Some(owners) if self.reject_oci_hook_adjustment => Err(rejected(format!(
+            Some(owners) if self.reject_oci_hook_adjustment => Err(rejected(&format!(
                 "plugin{} {owners:?} attempted restricted OCI hook injection",
                 if owners.contains(',') { "s" } else { "" }
             ))),
@@ -59,7 +59,7 @@ impl DefaultValidator {
         if !reject {
             return Ok(());
         }
-        Err(rejected(format!(
+        Err(rejected(&format!(
             "plugin {owner} attempted restricted {what} seccomp policy adjustment"
         )))
     }
@@ -73,7 +73,7 @@ impl DefaultValidator {
             .iter()
             .map(|(ns, plugin)| format!("{plugin:?} (namespace {ns:?})"))
             .collect();
-        Err(rejected(format!(
+        Err(rejected(&format!(
             "attempted restricted namespace adjustment by plugin(s) {}",
             offenders.join(", ")
         )))
@@ -93,7 +93,7 @@ impl DefaultValidator {
         if owners.is_empty() {
             return Ok(());
         }
-        Err(rejected(format!(
+        Err(rejected(&format!(
             "attempted restricted sysctl adjustment by plugin(s) {}",
             owners.join(", ")
         )))
@@ -124,8 +124,8 @@ impl DefaultValidator {
         let missing: Vec<String> = required.into_iter().filter(|r| !there(r)).collect();
         match missing.as_slice() {
             [] => Ok(()),
-            [one] => Err(rejected(format!("required plugin {one:?} not present"))),
-            several => Err(rejected(format!(
+            [one] => Err(rejected(&format!("required plugin {one:?} not present"))),
+            several => Err(rejected(&format!(
                 "required plugins {:?} not present",
                 several.join(",")
             ))),
@@ -133,7 +133,7 @@ impl DefaultValidator {
     }
 }
 
-fn rejected(what: String) -> String {
+fn rejected(what: &str) -> String {
     format!("validation error: {what}")
 }
 

@@ -12,6 +12,8 @@
 //!   save is `flags`, `bootstrap` and `events`. The ttrpc crate itself carries the protocol.
 //! - **Disk before word.** exit.json and init.pid are written before the event that announces them.
 
+#![cfg_attr(fuzzing, no_main)]
+
 mod bootstrap;
 mod bundle;
 mod cleanup;
@@ -34,7 +36,11 @@ mod server;
 mod service;
 mod socket;
 mod stats;
+mod systemd;
 mod task;
+#[cfg(fuzzing)]
+#[path = "../../integration/fuzz/shim.rs"]
+mod fuzz;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -43,7 +43,7 @@ impl Container {
         let resources = corten_oci::Resources::parse(document)?;
         match &self.binary {
             Some(binary) => binary.update(document).await,
-            None => Ok(self.cgroup.update(&resources)?),
+            None => crate::systemd::update(&self.cgroup, &resources).await,
         }
         .context("OCI runtime update failed")
     }

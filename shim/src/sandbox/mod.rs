@@ -34,6 +34,7 @@ use crate::bundle::{self, Exit};
 use crate::error::{Context, Error, Result};
 use crate::log;
 use crate::reaper::Pidfd;
+use crate::systemd;
 use crate::task::Shim;
 use crate::task::init::remove_cgroup;
 use crate::task::launch::{Child, failed};
@@ -274,8 +275,11 @@ impl Draft {
         pod: Option<&PodSandboxConfig>,
         driver: &cgroup::Options,
     ) -> Result<()> {
+        let mut keeper = None;
         if !spec.linux.cgroups_path.is_empty() {
-            self.cgroup = Some(Cgroup::create(&spec, id, driver)?);
+            let (cgroup, made) = systemd::create(&shim.reaper, &spec, id, driver).await?;
+            self.cgroup = Some(cgroup);
+            keeper = Some(made);
         }
         if let Some(pod) = pod {
             let own_ipc = spec.linux.namespaces.iter().any(|ns| ns.kind == "ipc");
@@ -291,6 +295,9 @@ impl Draft {
             Status::Ready => {}
             Status::Failed(failure) => return Err(failed(failure)),
             other => return Err(Error::unknown(format!("unexpected news {other:?}"))),
+        }
+        if let Some((keeper, cgroup)) = keeper.zip(self.cgroup.as_ref()) {
+            keeper.release(cgroup, &spec).await?;
         }
         for warning in child.take_warnings() {
             log::warning!("sandbox {id}: {warning}");

@@ -23,7 +23,7 @@ use crate::io::{self, Io, Stdio};
 use crate::log;
 use crate::options::Options;
 use crate::reaper::Pidfd;
-use crate::{oom, rootfs};
+use crate::{oom, rootfs, systemd};
 
 const CREATE: &str = "OCI runtime create failed";
 const START: &str = "OCI runtime start failed";
@@ -249,6 +249,7 @@ fn prepare_rootfs(request: &CreateTaskRequest, bundle: &Path) -> Result<()> {
 
 /// Removes a cgroup whose processes have been killed, as soon as the kernel has let go of them.
 pub(crate) async fn remove_cgroup(cgroup: &Cgroup, patience: Duration) -> Result<()> {
+    let stopped = systemd::stop(cgroup).await;
     let mut pause = Duration::from_millis(1);
     let mut waited = Duration::ZERO;
     while !cgroup.delete()? {
@@ -264,7 +265,7 @@ pub(crate) async fn remove_cgroup(cgroup: &Cgroup, patience: Duration) -> Result
         waited += pause;
         pause = (pause * 2).min(Duration::from_millis(100));
     }
-    Ok(())
+    stopped
 }
 
 async fn run_poststop(shim: &Shim, id: &str, bundle: &Path) {
@@ -302,7 +303,8 @@ impl Draft {
         let cgroup_options = cgroup::Options {
             systemd: self.options.systemd_cgroup,
         };
-        let cgroup = Cgroup::create(&self.spec, &self.id, &cgroup_options).context(CREATE)?;
+        let made = systemd::create(&shim.reaper, &self.spec, &self.id, &cgroup_options).await;
+        let (cgroup, keeper) = made.context(CREATE)?;
         let cgroup = self.cgroup.insert(cgroup);
         let init = plan_init(
             &self.spec,
@@ -355,6 +357,10 @@ impl Draft {
                     )));
                 }
             }
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let released = keeper.release(cgroup, &self.spec).await;
+            released.context(CREATE)?;
         }
         for warning in child.take_warnings() {
             log::warning!("container {}: {warning}", self.id);

@@ -30,7 +30,8 @@ pub(crate) fn apply(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
     bpf::attach_device_program(dir_fd.as_fd(), &program).map_err(fail)
 }
 
-fn list(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
+/// Rules in order, without those that a later one for everything makes void, and with what every container gets.
+pub(crate) fn lines(rules: &[DeviceRule]) -> Result<Vec<(bool, String)>> {
     let mut lines: Vec<(bool, String)> = Vec::new();
     for rule in rules {
         lines.push((rule.allow, v1::line(rule)?));
@@ -42,10 +43,14 @@ fn list(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
         .iter()
         .filter(|_| !open)
         .map(|d| (true, (*d).to_owned()));
+    Ok(lines.into_iter().chain(defaults).collect())
+}
+
+fn list(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
+    let lines = lines(rules)?;
     lines
-        .into_iter()
-        .chain(defaults)
-        .map(|(allow, line)| parse(allow, &line))
+        .iter()
+        .map(|(allow, line)| parse(*allow, line))
         .collect()
 }
 

@@ -11,10 +11,11 @@ mod freezer;
 mod host;
 pub(crate) mod mount;
 mod stats;
+pub mod systemd;
 mod v1;
 mod v2;
 
-use crate::spec::Rdma;
+use crate::spec::{Memory, Rdma};
 use crate::{Error, Resources, Result, Spec};
 use corten_launch::{Op, Plan};
 use host::{Hierarchy, Host};
@@ -38,6 +39,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Cgroup {
     path: String,
+    /// The unit, when systemd made it.
+    unit: Option<String>,
     parts: Vec<Part>,
 }
 
@@ -139,7 +142,11 @@ pub struct HugetlbStats {
 
 impl Cgroup {
     /// Makes the cgroup of a new container and applies `linux.resources`. Undoes itself on error.
+    /// The systemd driver's are started first: see [`systemd`].
     pub fn create(spec: &Spec, id: &str, options: &Options) -> Result<Self> {
+        if options.systemd {
+            return Err(Error::unsupported("a cgroup of systemd's without its unit"));
+        }
         let cgroup = Self::open(spec, id, options)?;
         let none = Resources::default();
         let resources = spec.linux.resources.as_ref().unwrap_or(&none);
@@ -158,13 +165,11 @@ impl Cgroup {
 
     /// The cgroup of an existing container, by the same rules; nothing is made.
     pub fn open(spec: &Spec, id: &str, options: &Options) -> Result<Self> {
-        if options.systemd {
-            return Err(Error::unsupported(
-                "the systemd cgroup driver is not supported",
-            ));
-        }
+        let scope = options.systemd.then(|| systemd::Scope::of(spec, id));
+        let scope = scope.transpose()?;
         let asked = &spec.linux.cgroups_path;
         let path = match asked.as_str() {
+            _ if scope.is_some() => scope.as_ref().map_or(Ok(String::new()), |s| s.path())?,
             "" if matches!(id, "" | "." | "..") || id.contains('/') => {
                 return Err(Error::invalid(format!("cgroup name {id:?}")));
             }
@@ -182,7 +187,8 @@ impl Cgroup {
             dir: h.dir(&path),
         };
         let parts = host.hierarchies.iter().map(part).collect();
-        Ok(Self { path, parts })
+        let unit = scope.map(|s| s.name().to_owned());
+        Ok(Self { path, unit, parts })
     }
 
     /// Path below each hierarchy's mount point, such as `/default/web`.
@@ -215,6 +221,7 @@ impl Cgroup {
         };
         Ok(Self {
             path: parts.first().and_then(below).unwrap_or_else(|| "/".into()),
+            unit: None,
             parts,
         })
     }
@@ -352,6 +359,7 @@ impl Cgroup {
     pub(crate) fn none() -> Self {
         Self {
             path: "/golden".into(),
+            unit: None,
             parts: Vec::new(),
         }
     }
@@ -378,14 +386,31 @@ impl Cgroup {
                 }
                 Err(e) => return Err(fail(e)),
             }
-            if h.has("cpuset") {
-                v1::inherit_cpuset(&h.mount, dir)?;
-            }
-            if h.v2 {
-                v2::enable_controllers(&h.mount, dir)?;
-            }
+            prepare(h, dir)?;
         }
         self.apply(resources, true)
+    }
+
+    /// What systemd does not make of a group that it has made: hierarchies it knows nothing of, and limits.
+    fn settle(&self, resources: &Resources) -> Result<()> {
+        for Part { hierarchy: h, dir } in &self.parts {
+            std::fs::create_dir_all(dir)
+                .map_err(|e| Error::system(format!("make cgroup {}", dir.display()), e))?;
+            prepare(h, dir)?;
+        }
+        self.apply(resources, true)
+    }
+
+    /// Refuses a memory limit below what is in use, if the limit says so.
+    fn check(&self, r: &Resources) -> Result<()> {
+        let (part, file) = match self.v2().filter(|_| self.is_v2()) {
+            Some(part) => (Some(part), v2::USAGE),
+            None => (self.with("memory"), v1::USAGE),
+        };
+        match part.zip(r.memory.as_ref()) {
+            Some((part, memory)) => check_usage(&part.dir, file, memory),
+            None => Ok(()),
+        }
     }
 
     fn apply(&self, r: &Resources, new: bool) -> Result<()> {
@@ -500,6 +525,30 @@ fn join_parts(
                 format!("join cgroup {name}:{}", dir.display()),
             );
         }
+    }
+    Ok(())
+}
+
+/// Makes a new directory fit for processes and limits.
+fn prepare(h: &Hierarchy, dir: &Path) -> Result<()> {
+    if h.has("cpuset") {
+        v1::inherit_cpuset(&h.mount, dir)?;
+    }
+    if h.v2 {
+        v2::enable_controllers(&h.mount, dir)?;
+    }
+    Ok(())
+}
+
+/// `file` counts what is in use.
+pub(crate) fn check_usage(dir: &Path, file: &str, m: &Memory) -> Result<()> {
+    let limit = m.limit.and_then(|l| u64::try_from(l).ok());
+    if let Some(limit) = limit.filter(|l| *l > 0 && m.check_before_update == Some(true))
+        && let Some(usage) = file::number(dir, file).filter(|u| *u > limit)
+    {
+        return Err(Error::invalid(format!(
+            "rejecting memory limit {limit} < usage {usage}"
+        )));
     }
     Ok(())
 }

@@ -7,6 +7,9 @@ use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources};
 use crate::{Error, Result};
 use std::path::Path;
 
+/// Memory in use.
+pub(crate) const USAGE: &str = "memory.usage_in_bytes";
+
 /// Rules every container gets after its own: making nodes, and the harmless devices.
 pub(crate) const DEVICES: [&str; 10] = [
     "c *:* m",
@@ -174,14 +177,7 @@ pub(crate) fn inherit_cpuset(mount: &Path, dir: &Path) -> Result<()> {
 fn memory(dir: &Path, m: &Memory) -> Result<()> {
     const LIMIT: &str = "memory.limit_in_bytes";
     const SWAP: &str = "memory.memsw.limit_in_bytes";
-    if let Some(limit) = m.limit.filter(|l| *l > 0)
-        && m.check_before_update == Some(true)
-        && let Some(usage) = number(dir, "memory.usage_in_bytes").filter(|u| *u > limit as u64)
-    {
-        return Err(Error::invalid(format!(
-            "rejecting memory limit {limit} < usage {usage}"
-        )));
-    }
+    super::check_usage(dir, USAGE, m)?;
     let limit = m.limit.filter(|l| *l != 0);
     let mut swap = m.swap.filter(|s| *s != 0);
     let accounted = dir.join(SWAP).exists();

@@ -1,9 +1,12 @@
 //! Owns limits on the unified hierarchy, and the conversions from v1's units.
 
-use super::file::{number, raw, text, write};
+use super::file::{raw, text, write};
 use crate::spec::{BlockIo, Cpu, Hugepage, Memory, Resources};
 use crate::{Error, Result};
 use std::path::Path;
+
+/// Memory in use.
+pub(crate) const USAGE: &str = "memory.current";
 
 /// Turns on every controller the parent offers, from the mount down to the parent of `dir`.
 pub(crate) fn enable_controllers(mount: &Path, dir: &Path) -> Result<()> {
@@ -128,14 +131,7 @@ fn amount(n: i64) -> String {
 
 fn memory(dir: &Path, m: &Memory) -> Result<()> {
     gone(m)?;
-    if let Some(limit) = m.limit.filter(|l| *l > 0)
-        && m.check_before_update == Some(true)
-        && let Some(usage) = number(dir, "memory.current").filter(|u| *u > limit as u64)
-    {
-        return Err(Error::invalid(format!(
-            "rejecting memory limit {limit} < usage {usage}"
-        )));
-    }
+    super::check_usage(dir, USAGE, m)?;
     if let Some(swap) = swap(m)? {
         // Setting nothing is always possible, even without the file.
         if swap != "max" || dir.join("memory.swap.max").exists() {
@@ -152,7 +148,7 @@ fn memory(dir: &Path, m: &Memory) -> Result<()> {
 }
 
 /// v1 counts memory and swap together, v2 apart.
-fn swap(m: &Memory) -> Result<Option<String>> {
+pub(crate) fn swap(m: &Memory) -> Result<Option<String>> {
     let (limit, swap) = (m.limit.unwrap_or(0), m.swap.unwrap_or(0));
     match (limit, swap) {
         (-1, 0) => Ok(Some("max".into())),

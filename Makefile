@@ -11,11 +11,12 @@ RELEASE := target/release
 DEST := $(DESTDIR)$(PREFIX)
 
 .DEFAULT_GOAL := build
-.PHONY: build deps demo test test-reference test-cri-suite bench install fmt lint help
+.PHONY: build deps demo test test-reference test-cri-suite bench install fmt lint help test-vm
 
 help:
 	@echo 'make demo             install what is missing, build, run a container, clean up'
 	@echo 'make test             install what is missing, build, run every test'
+	@echo 'make test-vm          boot other kernels in QEMU and run the tests of the shim there'
 	@echo 'make test-reference   run the behaviour tests against stock containerd'
 	@echo 'make test-cri-suite   run containerd'"'"'s CRI suite against Corten'
 	@echo 'make bench            measure Corten beside stock containerd'
@@ -53,6 +54,10 @@ test-cri-suite: build
 	@integration/setup.sh cri
 	$(CARGO) build --release -p corten-integration --bin corten-images
 	@integration/as-root.sh integration/cri/suite.sh corten
+
+# Pure cgroup v2 and AppArmor; systemd as init. Without KVM it takes the better part of an hour.
+test-vm: build deps
+	@integration/vm/run.sh
 
 bench: build deps
 	$(CARGO) build --release -p corten-integration --bin corten-bench

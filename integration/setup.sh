@@ -5,6 +5,7 @@
 #
 #   integration/setup.sh            everything the tests need
 #   integration/setup.sh packages   only the Debian packages that a build of Corten needs
+#   integration/setup.sh vm         what `make test-vm` needs
 #   integration/setup.sh cri        what containerd's CRI suite needs beside (integration/cri/suite.sh)
 #
 # Nothing is installed outside of apt's own packages and target/; no service is started.
@@ -154,6 +155,10 @@ build_peers() {
 [ "$(uname -m)" = x86_64 ] || say "only tried on x86_64; going on"
 want_packages gcc libc6-dev pkg-config libseccomp-dev busybox-static
 [ "${1:-all}" = packages ] && exit 0
+if [ "${1:-all}" = vm ]; then
+    . "$here/vm/packages.sh"
+    exit 0
+fi
 
 want_packages openssl iproute2 util-linux iptables erofs-utils e2fsprogs
 want_unpacked containerd usr/bin/ctr

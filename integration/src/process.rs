@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,16 @@ use crate::ctr::Client;
 
 /// How long anything may take unless a test says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(40);
+
+/// How many times longer than that things may take on this machine: `CORTEN_PATIENCE`, for slow ones.
+#[must_use]
+pub fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    *PATIENCE.get_or_init(|| {
+        let asked = std::env::var("CORTEN_PATIENCE").ok();
+        asked.and_then(|n| n.parse().ok()).unwrap_or(1)
+    })
+}
 
 /// A command about to run.
 #[derive(Debug)]
@@ -81,7 +91,7 @@ impl Cmd {
             command,
             stdin: None,
             from_file: false,
-            deadline: DEADLINE,
+            deadline: DEADLINE * patience(),
             client: None,
         }
     }
@@ -150,7 +160,7 @@ impl Cmd {
 
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = deadline * patience();
         self
     }
 
@@ -389,7 +399,7 @@ impl Running {
     /// Waits for the end without closing standard input.
     #[must_use]
     pub fn ended(&mut self) -> Done {
-        if !exits_within(self.child.id(), self.deadline) {
+        if !exits_within(self.child.id(), self.deadline / patience()) {
             self.kill();
             panic!(
                 "{}: still running after {:?}\n  stdout: {}\n  stderr: {}",
@@ -434,7 +444,7 @@ pub fn exits_within(pid: u32, deadline: Duration) -> bool {
     let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
         return true;
     };
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + deadline * patience();
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).expect("deadlines are short");
@@ -551,7 +561,7 @@ pub(crate) fn pause(time: Duration) {
 /// Asks `probe` again and again, with short pauses, until it gives something or time is up. For
 /// what has no event to wait for: files under /proc and /sys, a socket that begins to answer.
 pub fn eventually<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + within;
+    let end = Instant::now() + within * patience();
     loop {
         if let Some(found) = probe() {
             return Some(found);

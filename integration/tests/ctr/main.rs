@@ -13,6 +13,7 @@ mod daemon;
 mod errors;
 mod events;
 mod images;
+mod kernel;
 mod limits;
 mod matrix;
 mod parallel;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ("spec", spec::tests()),
         ("limits", limits::tests()),
         ("security", security::tests()),
+        ("kernel", kernel::tests()),
         ("terminal", terminal::tests()),
         ("tasks", tasks::tests()),
         ("containers", containers::tests()),

@@ -174,7 +174,9 @@ pub(crate) fn speed() {
         ("only proc", few_mounts),
         ("pid, mnt", bare),
     ] {
-        let times: Vec<_> = (0..60).map(|_| Container::new(s.clone()).timed()).collect();
+        let times: Vec<_> = (0..common::rounds(60))
+            .map(|_| Container::new(s.clone()).timed())
+            .collect();
         common::report(name, &times);
     }
 }

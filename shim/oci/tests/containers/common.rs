@@ -20,6 +20,14 @@ pub(crate) fn skip(what: &str, why: &str) {
     println!("  skipped {what}: {why}");
 }
 
+/// How often to do something: less often in a machine without hardware of its own (`CORTEN_PATIENCE`).
+pub(crate) fn rounds(usual: usize) -> usize {
+    match std::env::var_os("CORTEN_PATIENCE") {
+        Some(_) => usual / 20,
+        None => usual,
+    }
+}
+
 /// A spec like containerd's default one, running a shell script.
 pub(crate) fn spec(script: &str) -> Value {
     let caps = json!([

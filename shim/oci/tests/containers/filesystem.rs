@@ -240,7 +240,7 @@ pub(crate) fn swapped_target() {
     s["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}]);
     let before = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let ours = |text: &str| text.lines().filter(|l| l.contains("/tmp/")).count();
-    for _ in 0..200 {
+    for _ in 0..crate::common::rounds(200) {
         if let Outcome::Ready(mut p, _) = Container::new(s.clone()).start() {
             p.open_gate().expect("gate");
             check::exit(&mut p);

@@ -1,0 +1,2 @@
+# Sourced by lane.sh: the engine alone, in a minute.
+engine

@@ -1,0 +1,2 @@
+# Sourced by lane.sh: systemd as init, on whatever cgroups it was told to make.
+ctr kernel::

@@ -1,11 +1,13 @@
-//! Makes `:authority` of gRPC's C core readable for h2.
+//! Makes `:authority` of clients that dial a path readable for h2.
 //!
-//! Clients in C++, Python, Ruby and PHP put the percent-encoded path of a unix socket there
-//! (`%2Frun%2Fcontainerd%2Fcontainerd.sock`), which is no authority of RFC 3986, and h2 refuses each of their calls.
-//! The name means nothing to us, so the two offending characters are overwritten while the bytes come in. Lengths stay,
-//! hence frames stay, and HPACK's tables on both sides agree on all but a text that nobody looks at. For that, frames
-//! and header fields are only walked, not decoded; a Huffman-coded value, which the C core does not send, is left as
-//! it is. A connection whose first call is in order is not looked at any more.
+//! Clients in C++, Python, Ruby and PHP, and those in Go that hand gRPC a bare path, put the percent-encoded path of a
+//! unix socket there (`%2Frun%2Fcontainerd%2Fcontainerd.sock`), which is no authority of RFC 3986, and h2 refuses each
+//! of their calls. The name means nothing to us, so it is overwritten while the bytes come in. Lengths stay, hence
+//! frames stay, and HPACK's tables on both sides agree on all but a text that nobody looks at. For that, frames and
+//! header fields are only walked, not decoded. A connection whose first call is in order is not looked at any more.
+//!
+//! Go's value is Huffman-coded. A path begins with `%`, which shows in its first byte, and all of it becomes letters
+//! whose code is a whole byte: the text gets no longer by that, so our table never drops an entry before theirs does.
 
 use std::io;
 use std::pin::Pin;
@@ -26,6 +28,10 @@ const PRIORITY: u8 = 0x20;
 const AUTHORITY: u8 = 1;
 /// The C core spells it out.
 const NAME: &[u8] = b":authority";
+/// Huffman code of `%`, in six bits (RFC 7541, appendix B).
+const HUFFMAN_PERCENT: u8 = 0x15;
+/// Huffman code of `X`, in eight.
+const HUFFMAN_X: u8 = 0xfc;
 
 /// A connection with its incoming bytes looked at.
 #[derive(Debug)]
@@ -95,8 +101,20 @@ enum Field {
     },
     Value {
         left: usize,
-        overwrite: bool,
+        overwrite: Overwrite,
     },
+}
+
+/// What becomes of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overwrite {
+    Nothing,
+    /// Two characters of a text.
+    Plain,
+    /// The first byte of coded text decides.
+    Undecided,
+    /// All bytes of coded text.
+    Coded,
 }
 
 // === impl Lenient ===
@@ -320,10 +338,7 @@ impl Field {
                 }
             }
             Self::Value { left, overwrite } => {
-                if overwrite && matches!(*b, b'%' | b'/') {
-                    *b = b'-';
-                    *needed = true;
-                }
+                let overwrite = overwrite.step(b, needed);
                 match left {
                     1 => Self::Start,
                     _ => Self::Value {
@@ -378,8 +393,35 @@ impl Field {
             (false, 0) => Self::Start,
             (false, _) => Self::Value {
                 left,
-                overwrite: authority && plain,
+                overwrite: match (authority, plain) {
+                    (false, _) => Overwrite::Nothing,
+                    (true, true) => Overwrite::Plain,
+                    (true, false) => Overwrite::Undecided,
+                },
             },
+        }
+    }
+}
+
+// === impl Overwrite ===
+
+impl Overwrite {
+    fn step(self, b: &mut u8, needed: &mut bool) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Plain => {
+                if matches!(*b, b'%' | b'/') {
+                    *b = b'-';
+                    *needed = true;
+                }
+                Self::Plain
+            }
+            Self::Undecided if *b >> 2 != HUFFMAN_PERCENT => Self::Nothing,
+            Self::Undecided | Self::Coded => {
+                *b = HUFFMAN_X;
+                *needed = true;
+                Self::Coded
+            }
         }
     }
 }
@@ -449,6 +491,30 @@ mod tests {
         let cut = [frame(HEADERS, 0, a), frame(CONTINUATION, 4, b)];
         check(&cut, &[("%2Fru", "-2Fru"), ("n%2Fc", "n-2Fc")]);
         check(&[frame(HEADERS, 4, &block("localhost")), data], &[]);
+    }
+
+    #[test]
+    fn coded_paths_become_letters_and_other_coded_names_stay() {
+        let coded = |value: &[u8]| {
+            let mut out = vec![0x83, 0x41, 0x80 | value.len() as u8];
+            out.extend_from_slice(value);
+            frame(HEADERS, 4, &out)
+        };
+        // As Go codes `%2Frun%2Fc.sock`, and `localhost`.
+        let path = [
+            0x54, 0x5c, 0x36, 0xc5, 0xaa, 0xa2, 0xe1, 0x91, 0x74, 0x10, 0x7a, 0xff,
+        ];
+        let host = [0xa0, 0xe4, 0x1d, 0x13, 0x9d, 0x09];
+        let mut walk = Walk::default();
+        let mut data = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        let head = data.len() + FRAME_HEADER + 3;
+        data.extend(coded(&path));
+        walk.pass(&mut data);
+        assert_eq!(&data[head..], [HUFFMAN_X; 12]);
+        assert!(!walk.done);
+        let mut data = coded(&host);
+        walk.pass(&mut data);
+        assert_eq!(data, coded(&host));
     }
 
     #[test]

@@ -24,13 +24,15 @@ use tracing::{Instrument as _, debug, error, error_span};
 
 use super::calls::{Calls, Ticket};
 
-/// Calls that last as long as their client wants: the drain does not wait for them.
-const ENDLESS: [&str; 5] = [
+/// Calls that last as long as their client wants, or whose client asks again: the drain does not wait for them. Of a pod
+/// that is being made there is a record, and whoever asks for it again gets a new one.
+const ENDLESS: [&str; 6] = [
     "/Wait",
     "/Subscribe",
     "/Stream",
     "/Watch",
     "/GetContainerEvents",
+    "/RunPodSandbox",
 ];
 
 /// Counts the finite calls that are running.

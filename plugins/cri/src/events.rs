@@ -22,7 +22,7 @@ use crate::service::Answers;
 /// Events that wait for one reader; one that leaves more unread is let go.
 pub const MAX_UNREAD: usize = 1024;
 /// Events that wait while nobody reads.
-pub const MAX_HELD: usize = 512;
+pub const MAX_HELD: usize = 256;
 /// How long they wait.
 pub const HELD: Duration = Duration::from_secs(300);
 

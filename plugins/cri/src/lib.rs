@@ -24,7 +24,7 @@
 //! | a message | the listener's: 16 MiB by default, `max_recv_message_size`, `max_send_message_size` |
 //! | items of one message of a list stream | 5,000 ([`pods::list::BATCH`]) |
 //! | events that wait for one reader | 1,024 ([`events::MAX_UNREAD`]); then it is let go |
-//! | events that wait while nobody reads | 512, 5 min ([`events::MAX_HELD`]) |
+//! | events that wait while nobody reads | 256, 5 min ([`events::MAX_HELD`]) |
 //! | an undo of a failed RunPodSandbox | 1 min each |
 //!
 //! Those of the other parts are in the docs of [`streaming`], [`images`], [`stats`], [`containers`], [`logs`] and

@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use corten_core::rollback::Rollback;
 use corten_core::sandbox::CreateOptions;
+use corten_core::scope::CALLER;
 use corten_core::{Any, Context, Error, Kind, Labels, Result};
 use corten_protos::containerd::services::sandbox::v1::ControllerStartResponse;
 use corten_protos::runtime::v1::{
@@ -23,6 +25,9 @@ use crate::Cri;
 use crate::config::{CORTEN, Handler, SHIM};
 use crate::store::pod::{Metadata, Pod, State};
 
+/// How long a pod whose client left stays as it is. If the client left because this daemon ends, that is for ever: then the
+/// next daemon finds its record and shows it as not ready.
+const GRACE: Duration = Duration::from_millis(500);
 /// Label of an instance with its SELinux label.
 const SELINUX: &str = "selinux_label";
 
@@ -42,26 +47,36 @@ impl Cri {
         self: &Arc<Self>,
         request: RunPodSandboxRequest,
     ) -> Result<RunPodSandboxResponse> {
-        let mut undo = Rollback::new();
-        match make(self, request, &mut undo).await {
-            Ok(pod) => {
+        let (mut client, made) = oneshot::channel();
+        let cri = self.clone();
+        let work = async move {
+            let mut undo = Rollback::new();
+            let made = tokio::select! {
+                made = make(&cri, request, &mut undo) => made,
+                () = client.closed() => Err(Error::new(Kind::Canceled, Kind::Canceled.words())),
+            };
+            if let Err(e) = &made {
+                if client.is_closed() {
+                    info!(error = %e, "nobody waits for a pod that is being made");
+                    tokio::time::sleep(GRACE).await;
+                }
+                undo.run().await;
+            } else {
                 undo.commit();
-                started(self, &pod).await;
-                Ok(RunPodSandboxResponse {
-                    pod_sandbox_id: pod.id.clone(),
-                })
             }
-            Err(e) => {
-                // On a task of its own: a client that leaves now leaves the rest of the undos to it.
-                let (done, undone) = oneshot::channel::<()>();
-                self.background.spawn("undo a pod", async move {
-                    undo.run().await;
-                    let _ = done.send(());
-                });
-                let _ = undone.await;
-                Err(e)
+            if let Ok(pod) = &made {
+                started(&cri, pod).await;
             }
-        }
+            // Made for a client that is gone: it finds the pod in its list.
+            let _ = client.send(made);
+        };
+        self.background
+            .spawn("run a pod", CALLER.scope(self.scope(), work));
+        let made = made.await;
+        let pod = made.map_err(|_| Error::new(Kind::Canceled, Kind::Canceled.words()))??;
+        Ok(RunPodSandboxResponse {
+            pod_sandbox_id: pod.id.clone(),
+        })
     }
 }
 
@@ -133,18 +148,11 @@ async fn make(
 
 /// It is in the store: follows it and tells of it.
 async fn started(cri: &Arc<Cri>, pod: &Arc<Pod>) {
-    let (cri, pod) = (cri.clone(), pod.clone());
-    let (done, told) = oneshot::channel::<()>();
-    // Also for a client that leaves now: the pod runs.
-    cri.background.clone().spawn("tell of a pod", async move {
-        let created = ContainerEventType::ContainerCreatedEvent;
-        cri.announce(&pod.id, &pod.id, created).await;
-        monitor::watch(&cri, &pod);
-        let started = ContainerEventType::ContainerStartedEvent;
-        cri.announce(&pod.id, &pod.id, started).await;
-        let _ = done.send(());
-    });
-    let _ = told.await;
+    let created = ContainerEventType::ContainerCreatedEvent;
+    cri.announce(&pod.id, &pod.id, created).await;
+    monitor::watch(cri, pod);
+    let started = ContainerEventType::ContainerStartedEvent;
+    cri.announce(&pod.id, &pod.id, started).await;
 }
 
 // === impl Draft ===

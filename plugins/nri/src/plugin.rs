@@ -557,9 +557,10 @@ where
 }
 
 fn context(patience: Duration) -> Context {
-    let mut cx = Context::default();
-    cx.timeout_nano = i64::try_from(patience.as_nanos()).unwrap_or(i64::MAX);
-    cx
+    Context {
+        timeout_nano: i64::try_from(patience.as_nanos()).unwrap_or(i64::MAX),
+        ..Context::default()
+    }
 }
 
 /// Deals pods and containers out to messages that ttrpc takes.

@@ -411,7 +411,8 @@ impl Nri for Relay {
     ) -> Result<Option<ContainerAdjustment>> {
         let mut states = self.events.lock().await;
         states.created(&container.id);
-        let creation = self.ask_creation(pod, container).await?;
+        // Boxed: it is large, and most of its life it waits.
+        let creation = Box::pin(self.ask_creation(pod, container)).await?;
         self.carry_out(creation.updates).await;
         Ok(creation.adjust)
     }

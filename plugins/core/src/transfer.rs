@@ -10,6 +10,18 @@ use crate::{Any, Scope};
 /// Where progress goes. Bounded; a full channel makes the transfer wait, a closed one is ignored.
 pub type ProgressSink = mpsc::Sender<Progress>;
 
+/// What only callers within the daemon can ask of a transfer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Responses at a time over all pulls that ask for the same, and bytes of a chunk; none: as the plugin is
+    /// configured.
+    pub downloads: Option<(usize, u64)>,
+    /// Nothing refers to the layers' blobs once they are unpacked.
+    pub discard_layers: bool,
+    /// Snapshots get the labels by which remote snapshotters find the image in its registry.
+    pub annotate: bool,
+}
+
 /// Cause of an error ([`crate::Error::is_caused_by`]): no host of the registry could be talked to. Another try may do.
 #[derive(Debug)]
 pub struct Unreachable(pub String);
@@ -45,4 +57,17 @@ pub trait Transfer: Send + Sync {
         destination: Any,
         progress: Option<ProgressSink>,
     ) -> Result<()>;
+
+    /// The same with wishes that the messages cannot carry. Who cannot fulfil them leaves them out.
+    async fn transfer_with(
+        &self,
+        scope: &Scope,
+        source: Any,
+        destination: Any,
+        options: Options,
+        progress: Option<ProgressSink>,
+    ) -> Result<()> {
+        let _ = options;
+        self.transfer(scope, source, destination, progress).await
+    }
 }

@@ -8,11 +8,12 @@ use bytes::{Bytes, BytesMut};
 use corten_core::content::{Content, Writer, WriterOptions, open_writer, read_blob};
 use corten_core::keylock::{KeyGuard, KeyLocks};
 use corten_core::labels::{self, DISTRIBUTION_SOURCE};
+use corten_core::transfer::Options;
 use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
 use tokio::sync::mpsc;
 
 use crate::download::Downloads;
-use crate::oci::{Desc, Document, MAX_DOCUMENT, gc_labels};
+use crate::oci::{Desc, Document, MAX_DOCUMENT, gc_labels, is_layer};
 use crate::progress::Tracker;
 use crate::registry::Registry;
 
@@ -25,6 +26,7 @@ pub struct Fetcher {
     pub downloads: Downloads,
     pub locks: KeyLocks,
     pub tracker: Option<Tracker>,
+    pub options: Options,
 }
 
 impl std::fmt::Debug for Fetcher {
@@ -82,12 +84,22 @@ impl Fetcher {
     /// # Errors
     /// As [`Fetcher::blob`]; InvalidArgument when it is not what its media type says.
     pub async fn document(&self, desc: &Desc) -> Result<Document> {
+        let mut document = self.bare_document(desc).await?;
+        if self.options.annotate
+            && let Document::Manifest { layers, .. } = &mut document
+        {
+            annotate(layers, self.registry.text(), &desc.digest);
+        }
+        Ok(document)
+    }
+
+    async fn bare_document(&self, desc: &Desc) -> Result<Document> {
         let _turn = self.turn(desc).await?;
         let mut writer = match ingest(&*self.content, &self.scope, desc).await {
             Ok(writer) => writer,
             Err(e) if e.kind() == Kind::AlreadyExists => {
                 let document = stored_document(&*self.content, &self.scope, desc).await?;
-                self.label(desc, &gc_of(&document)).await?;
+                self.label(desc, &self.gc_of(&document)).await?;
                 self.exists(desc).await?;
                 return Ok(document);
             }
@@ -111,7 +123,7 @@ impl Fetcher {
                 )));
             }
             let document = Document::parse(desc, &data)?;
-            let mut all = gc_of(&document);
+            let mut all = self.gc_of(&document);
             all.extend(self.source_label(&Labels::new()));
             writer.write(data).await?;
             committed(writer.commit(size, Some(digest), all).await, desc)?;
@@ -127,7 +139,7 @@ impl Fetcher {
             desc,
         )?;
         let document = stored_document(&*self.content, &self.scope, desc).await?;
-        self.label(desc, &gc_of(&document)).await?;
+        self.label(desc, &self.gc_of(&document)).await?;
         if let Some(t) = &self.tracker {
             t.complete(desc);
         }
@@ -145,6 +157,17 @@ impl Fetcher {
         }
         let key = format!("blob://{}/{}", self.scope.namespace, desc.digest);
         Ok(self.locks.lock(key).await)
+    }
+
+    // Layers that nothing refers to go with the lease of the pull.
+    fn gc_of(&self, document: &Document) -> Labels {
+        let mut document = document.clone();
+        if self.options.discard_layers
+            && let Document::Manifest { layers, .. } = &mut document
+        {
+            layers.retain(|l| !is_layer(&l.media_type));
+        }
+        gc_of(&document)
     }
 
     async fn exists(&self, desc: &Desc) -> Result<()> {
@@ -301,6 +324,35 @@ pub(crate) fn gc_of(document: &Document) -> Labels {
     gc_labels(&document.clone().into_children())
 }
 
+/// Prefix of the labels by which remote snapshotters find an image (containerd: pkg/snapshotters/annotations.go).
+const REMOTE: &str = "containerd.io/snapshot/cri.";
+
+// The annotations become labels of the snapshots: the layer itself, and as many of those after it as a label takes.
+pub(crate) fn annotate(layers: &mut [Desc], reference: &str, manifest: &str) {
+    let digests: Vec<String> = layers.iter().map(|l| l.digest.clone()).collect();
+    let key = format!("{REMOTE}image-layers");
+    for (i, layer) in layers.iter_mut().enumerate() {
+        let mut rest = digests[i].clone();
+        for next in digests.iter().skip(i + 1) {
+            let longer = format!("{rest},{next}");
+            if labels::validate(&key, &longer).is_err() {
+                break;
+            }
+            rest = longer;
+        }
+        for (name, value) in [
+            ("image-ref", reference),
+            ("manifest-digest", manifest),
+            ("layer-digest", &digests[i]),
+            ("image-layers", &rest),
+        ] {
+            layer
+                .annotations
+                .insert(format!("{REMOTE}{name}"), value.to_owned());
+        }
+    }
+}
+
 fn committed(done: Result<()>, desc: &Desc) -> Result<()> {
     match done {
         Err(e) if e.kind() == Kind::AlreadyExists => Ok(()),
@@ -318,4 +370,27 @@ fn embedded(desc: &Desc, size: u64) -> Option<Bytes> {
         .decode(desc.data.as_ref()?)
         .ok()?;
     (data.len() as u64 == size).then(|| data.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remote_snapshotters_learn_of_the_layers() {
+        let layer = |n: usize| Desc {
+            digest: format!("sha256:{n:064}"),
+            ..Desc::default()
+        };
+        let mut layers: Vec<Desc> = (0..100).map(layer).collect();
+        annotate(&mut layers, "h.io/a:1", "sha256:m");
+        let of = |i: usize, name: &str| layers[i].annotations[&format!("{REMOTE}{name}")].clone();
+        assert_eq!(of(0, "image-ref"), "h.io/a:1");
+        assert_eq!(of(0, "manifest-digest"), "sha256:m");
+        assert_eq!(of(3, "layer-digest"), layers[3].digest);
+        assert!(of(3, "image-layers").starts_with(&layers[3].digest));
+        assert_eq!(of(99, "image-layers"), layers[99].digest);
+        let longest = of(0, "image-layers");
+        assert!(longest.len() > 3900 && longest.len() + REMOTE.len() + 12 <= labels::MAX_SIZE);
+    }
 }

@@ -13,6 +13,7 @@
 
 pub mod archive;
 mod bytestream;
+mod credentials;
 mod download;
 #[cfg(test)]
 mod fakes;

@@ -16,13 +16,15 @@ use corten_core::protos::containerd::types::transfer as api;
 use corten_core::rollback::Rollback;
 use corten_core::snapshots::{REBASE, Snapshots};
 use corten_core::streaming::{Stream, Streams};
-use corten_core::transfer::{ProgressSink, PullOptions, Transfer};
+use corten_core::transfer::{Options, ProgressSink, Transfer};
 use corten_core::{Any, Context, Error, Kind, Labels, Result, Scope, kinds, labels, spans};
 use corten_registry::Registration;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::bytestream::{ByteReader, ByteWriter};
+use crate::credentials::StreamCredentials;
 use crate::download::Downloads;
 use crate::fetch::Fetcher;
 use crate::oci::{DOCKER_SCHEMA1, Desc};
@@ -31,11 +33,11 @@ use crate::progress::{Tracker, say, say_of};
 use crate::pull::Pull;
 use crate::push::Push;
 use crate::registry::debug::Debug;
-use crate::registry::{Credential, Credentials, Registry, RegistryOptions};
+use crate::registry::{Registry, RegistryOptions};
 use crate::store::{Store, rfc3339_in, target_of};
 use crate::unpack::{UnpackTarget, Unpacker};
-use crate::{archive, import};
 use crate::verifier::{Verifiers, admit};
+use crate::{archive, import};
 
 /// Snapshotter of clients that name none.
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
@@ -101,11 +103,12 @@ pub struct Local {
     streams: Arc<dyn Streams>,
     targets: Vec<UnpackTarget>,
     downloads: Downloads,
+    other_downloads: Mutex<Option<((usize, u64), Downloads)>>,
     uploads: Arc<Semaphore>,
     roots: Vec<PathBuf>,
+    verifiers: Verifiers,
 }
 
-    verifiers: Verifiers,
 impl std::fmt::Debug for Local {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Local")
@@ -124,10 +127,10 @@ pub struct Parts {
     pub differs: BTreeMap<String, Arc<dyn Differ>>,
     /// Snapshotters that have the capability `rebase`.
     pub rebase: Vec<String>,
-}
-
     /// Asked before every pull.
     pub verifiers: Verifiers,
+}
+
 impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Parts(differs: {:?})", self.differs.keys())
@@ -186,6 +189,18 @@ impl Transfer for Local {
         destination: Any,
         progress: Option<ProgressSink>,
     ) -> Result<()> {
+        self.transfer_with(scope, source, destination, Options::default(), progress)
+            .await
+    }
+
+    async fn transfer_with(
+        &self,
+        scope: &Scope,
+        source: Any,
+        destination: Any,
+        options: Options,
+        progress: Option<ProgressSink>,
+    ) -> Result<()> {
         let ends = (End::of(&source)?, End::of(&destination)?);
         if let (End::Import(from), End::Export(to)) = &ends {
             let reader = ByteReader::new(self.stream(scope, &from.stream)?);
@@ -193,7 +208,8 @@ impl Transfer for Local {
             return import::echo(reader, writer).await;
         }
         let (scope, lease) = self.leased(scope).await?;
-        let done = self.leased_transfer(&scope, ends, progress.as_ref()).await;
+        let work = self.leased_transfer(&scope, ends, options, progress.as_ref());
+        let done = work.await;
         lease.run().await;
         done
     }
@@ -203,25 +219,6 @@ impl Local {
     /// Builds the plugin.
     ///
     /// # Errors
-
-    async fn pull(
-        &self,
-        scope: &Scope,
-        source: Any,
-        destination: Any,
-        options: PullOptions,
-        progress: Option<ProgressSink>,
-    ) -> Result<()> {
-        let (End::Registry(from), End::Store(to)) = (End::of(&source)?, End::of(&destination)?)
-        else {
-            return Err(Error::invalid("a pull is from a registry to the image store"));
-        };
-        let (scope, lease) = self.leased(scope).await?;
-        let pull = self.pull_image(&scope, from, *to, options, progress.as_ref());
-        let done = spans::within("transfer.pull", pull).await;
-        lease.run().await;
-        done
-    }
     /// A configuration that names what is not there.
     pub fn new(parts: Parts, config: &Config) -> Result<Self> {
         let limit = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
@@ -245,15 +242,16 @@ impl Local {
                 config.max_concurrent_downloads,
                 config.concurrent_layer_fetch_buffer,
             ),
+            other_downloads: Mutex::default(),
             uploads: limit(match config.max_concurrent_uploaded_layers {
                 0 => 32,
                 n => n,
             }),
             roots: split_paths(&config.config_path),
+            verifiers: parts.verifiers,
         })
     }
 
-            verifiers: parts.verifiers,
     /// The unpacker, for callers that have an image already.
     pub fn unpacker(&self) -> &Unpacker {
         &self.unpacker
@@ -320,11 +318,12 @@ impl Local {
         &self,
         scope: &Scope,
         ends: (End, End),
+        options: Options,
         sink: Option<&ProgressSink>,
     ) -> Result<()> {
         match ends {
             (End::Registry(from), End::Store(to)) => {
-                let pull = self.pull_image(scope, from, *to, PullOptions::default(), sink);
+                let pull = self.pull(scope, from, *to, options, sink);
                 spans::within("transfer.pull", pull).await
             }
             (End::Store(from), End::Registry(to)) => {
@@ -332,7 +331,9 @@ impl Local {
                 spans::within("transfer.push", push).await
             }
             (End::Store(from), End::Export(to)) => self.export(scope, &from, to, sink).await,
-            (End::Store(from), End::Store(to)) => self.tag(scope, &from, &to).await,
+            (End::Store(from), End::Store(to)) => {
+                self.tag(scope, &from, &to, options.annotate).await
+            }
             (End::Import(from), End::Store(to)) => {
                 let source = ByteReader::new(self.stream(scope, &from.stream)?);
                 let plain = !from.media_type.is_empty();
@@ -357,10 +358,10 @@ impl Local {
             options.headers = resolver.headers;
             if !resolver.auth_stream.is_empty() {
                 let stream = self.stream(scope, &resolver.auth_stream)?;
-                options.credentials = Some(Arc::new(StreamCredentials {
-                    reference: end.reference.clone(),
-                    stream: tokio::sync::Mutex::new(stream),
-                }));
+                options.credentials = Some(Arc::new(StreamCredentials::new(
+                    end.reference.clone(),
+                    stream,
+                )));
             }
             let stream = match (resolver.http_debug, resolver.logs_stream.as_str()) {
                 (0, _) | (_, "") => None,
@@ -380,11 +381,28 @@ impl Local {
         Ok(Arc::new(Registry::open(&end.reference, options).await?))
     }
 
+    // Those of the plugin, or those that all pulls with this wish share; the last other wish is remembered.
+    fn downloads_for(&self, wished: Option<(usize, u64)>) -> Downloads {
+        let Some((parallel, chunk)) = wished else {
+            return self.downloads.clone();
+        };
+        let mut other = self.other_downloads.lock();
+        match &*other {
+            Some((known, downloads)) if *known == (parallel, chunk) => downloads.clone(),
+            _ => {
+                let downloads = Downloads::new(parallel, chunk);
+                *other = Some(((parallel, chunk), downloads.clone()));
+                downloads
+            }
+        }
+    }
+
     async fn pull(
         &self,
         scope: &Scope,
         from: api::OciRegistry,
         store: Store,
+        options: Options,
         sink: Option<&ProgressSink>,
     ) -> Result<()> {
         let shown = format!("OCI Registry ({})", from.reference);
@@ -401,6 +419,7 @@ impl Local {
             ));
         }
         let name = registry.text().to_owned();
+        admit(&self.verifiers, &name, &desc.proto()).await?;
         say(sink, format!("Pulling from {shown}")).await;
         say_of(sink, "fetching image content", &name, Some(&desc)).await;
         let tracker = sink.map(|s| Tracker::start(s.clone(), &name, "downloading"));
@@ -410,9 +429,10 @@ impl Local {
                 content: self.content.clone(),
                 scope: scope.clone(),
                 registry,
-                downloads: self.downloads.clone(),
+                downloads: self.downloads_for(options.downloads),
                 locks: self.unpacker.locks.clone(),
                 tracker: tracker.clone(),
+                options,
             },
             store: store.clone(),
             unpacker: self.unpacker.clone(),
@@ -421,7 +441,6 @@ impl Local {
         let work = async {
             pull.run(desc.clone()).await?;
             for image in store.save(scope, &*self.images, &desc).await? {
-        admit(&self.verifiers, &name, &desc.proto()).await?;
                 say_of(sink, "saved", &image.name, Some(&desc)).await;
             }
             say(sink, format!("Completed pull from {shown}")).await;
@@ -502,10 +521,12 @@ impl Local {
     }
 
     // Another name; and, beyond stock, unpacked where the new record wants it.
-    async fn tag(&self, scope: &Scope, from: &Store, to: &Store) -> Result<()> {
+    async fn tag(&self, scope: &Scope, from: &Store, to: &Store, annotate: bool) -> Result<()> {
         let (_, desc) = from.get(&scope.namespace, &*self.images).await?;
+        let reference = annotate.then_some(to.name.as_str());
         for target in self.targets(&to.unpacks) {
-            self.unpacker.unpack_image(scope, &desc, &target).await?;
+            let unpack = self.unpacker.unpack_image(scope, &desc, &target, reference);
+            unpack.await?;
         }
         to.save(scope, &*self.images, &desc).await.map(|_| ())
     }
@@ -607,47 +628,6 @@ fn differs_for(parts: &Parts, rule: &UnpackConfig) -> Vec<Arc<dyn Differ>> {
     first.chain(others).cloned().collect()
 }
 
-/// Asks the client, over the stream it opened for that.
-struct StreamCredentials {
-    reference: String,
-    // One question at a time.
-    stream: tokio::sync::Mutex<Arc<dyn Stream>>,
-}
-
-#[async_trait]
-impl Credentials for StreamCredentials {
-    async fn get(&self, host: &str, challenges: &[String]) -> Result<Credential> {
-        let stream = self.stream.lock().await;
-        let request = api::AuthRequest {
-            host: host.to_owned(),
-            reference: self.reference.clone(),
-            wwwauthenticate: challenges.to_vec(),
-        };
-        stream.send(any::pack(&request)).await?;
-        let Some(answer) = stream.recv().await? else {
-            return Err(Error::new(Kind::Canceled, "credential stream closed"));
-        };
-        let answer: api::AuthResponse = any::unpack(&answer)
-            .map_err(|e| Error::invalid(format!("unmarshal credential response: {e}")))?;
-        Ok(match api::AuthType::try_from(answer.auth_type) {
-            Ok(api::AuthType::Credentials) => Credential {
-                username: answer.username,
-                secret: answer.secret,
-                header: String::new(),
-            },
-            Ok(api::AuthType::Refresh) => Credential {
-                secret: answer.secret,
-                ..Credential::default()
-            },
-            Ok(api::AuthType::Header) => Credential {
-                header: answer.secret,
-                ..Credential::default()
-            },
-            _ => Credential::default(),
-        })
-    }
-}
-
 /// The plugin.
 pub fn registration() -> Registration {
     Registration::new::<kinds::Transfer>("local")
@@ -655,6 +635,7 @@ pub fn registration() -> Registration {
         .requires::<kinds::Differ>()
         .requires::<kinds::Snapshotter>()
         .requires::<kinds::Streaming>()
+        .requires::<kinds::ImageVerifier>()
         .config::<Config>()
         .init(|cx, config| {
             Box::pin(async move {
@@ -666,7 +647,9 @@ pub fn registration() -> Registration {
                     .filter(|(_, (_, meta))| meta.capabilities.iter().any(|c| c == REBASE))
                     .map(|(id, _)| id)
                     .collect();
+                let verifiers = cx.all::<kinds::ImageVerifier>()?;
                 let parts = Parts {
+                    verifiers: verifiers.into_iter().map(|(id, (v, _))| (id, v)).collect(),
                     content: metadata.content(),
                     images: metadata.images(),
                     snapshots: metadata.snapshots(),
@@ -676,9 +659,6 @@ pub fn registration() -> Registration {
                     rebase,
                 };
                 Ok(Arc::new(Local::new(parts, &config)?) as Arc<dyn Transfer>)
-        .requires::<kinds::ImageVerifier>()
             })
         })
 }
-                let verifiers = cx.all::<kinds::ImageVerifier>()?;
-                    verifiers: verifiers.into_iter().map(|(id, (v, _))| (id, v)).collect(),

@@ -227,9 +227,9 @@ mod tests {
         listed.truncate(1);
         m.get(&ns, "x").unwrap().close().await;
         m.register(&ns, "x", pipe::pipe().0).unwrap();
-        m.remove(listed).await.unwrap();
+        Resources::remove(&m, listed).await.unwrap();
         assert!(m.get(&ns, "x").is_ok(), "it is another one");
-        m.remove(m.all()).await.unwrap();
+        Resources::remove(&m, m.all()).await.unwrap();
         assert!(m.get(&ns, "x").is_err() && m.get(&ns, "y").is_err());
     }
 
@@ -243,10 +243,10 @@ mod tests {
         managed.close().await;
         m.register(&ns, "x", new.clone()).unwrap();
         // The call that carried the first one ends late; and somebody closes it again.
-        m.remove(&ns, "x", &old);
+        Streams::remove(&m, &ns, "x", &old);
         managed.close().await;
         assert!(m.get(&ns, "x").is_ok());
-        m.remove(&ns, "x", &new);
+        Streams::remove(&m, &ns, "x", &new);
         assert!(m.get(&ns, "x").is_err());
     }
 }

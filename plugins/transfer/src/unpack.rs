@@ -29,7 +29,7 @@ use corten_core::{Context, Digest, Error, Kind, Labels, Mount, Result, Scope, sp
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use crate::fetch::{add_labels, stored_document};
+use crate::fetch::{add_labels, annotate, stored_document};
 use crate::oci::{Desc, Document, ImageConfig, MAX_CONFIG, is_config};
 use crate::platform::Matcher;
 use crate::progress::Tracker;
@@ -108,7 +108,7 @@ struct Active {
 
 impl Unpacker {
     /// Unpacks the image below `target` that fits `to.platform` best; all its blobs must be in the store. Gives the
-    /// chain id of the top layer.
+    /// chain id of the top layer. With `reference` the snapshots get the labels of remote snapshotters.
     ///
     /// # Errors
     /// NotFound when no manifest fits or a blob is missing; else see [`Unpacker::unpack`].
@@ -117,20 +117,29 @@ impl Unpacker {
         scope: &Scope,
         target: &Desc,
         to: &UnpackTarget,
+        reference: Option<&str>,
     ) -> Result<Option<Digest>> {
-        let image = self.select(scope, target.clone(), &to.platform).await?;
+        let select = self.select(scope, target.clone(), &to.platform);
+        let (mut image, manifest) = select.await?;
+        if let Some(reference) = reference {
+            annotate(&mut image.layers, reference, &manifest);
+        }
         self.unpack(scope, image, to, None, None).await
     }
 
-    async fn select(&self, scope: &Scope, mut desc: Desc, platform: &Matcher) -> Result<Layers> {
+    // The image, and the digest of its manifest.
+    async fn select(
+        &self,
+        scope: &Scope,
+        mut desc: Desc,
+        platform: &Matcher,
+    ) -> Result<(Layers, String)> {
         let name = desc.digest.clone();
         for _ in 0..crate::oci::MAX_DEPTH {
             match stored_document(&*self.content, scope, &desc).await? {
                 Document::Manifest { config, layers } => {
-                    return Ok(Layers {
-                        config: *config,
-                        layers,
-                    });
+                    let config = *config;
+                    return Ok((Layers { config, layers }, desc.digest));
                 }
                 Document::Index(mut manifests) => {
                     manifests.retain(|m| m.platform.as_ref().is_none_or(|p| platform.matches(p)));

@@ -56,6 +56,7 @@ pub(crate) fn fetcher(registry: Arc<Registry>, store: &Memory) -> Fetcher {
         downloads: Downloads::default(),
         locks: KeyLocks::default(),
         tracker: None,
+        options: Default::default(),
     }
 }
 

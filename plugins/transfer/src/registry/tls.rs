@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use corten_core::transfer::Unreachable;
 use corten_core::{Context, Error, Kind, Result};
 use reqwest::Client;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -192,14 +193,18 @@ pub(super) fn request_error(
     if let Some(first) = verb.get_mut(..1) {
         first.make_ascii_uppercase();
     }
-    Error::new(
-        if e.is_timeout() {
-            Kind::DeadlineExceeded
-        } else {
-            Kind::Unknown
-        },
-        format!("failed to do request: {verb} {url:?}: {}", cause(e, host)),
-    )
+    let kind = if e.is_timeout() {
+        Kind::DeadlineExceeded
+    } else {
+        Kind::Unknown
+    };
+    let error = Error::new(kind, format!("failed to do request: {verb} {url:?}"));
+    let why = cause(e, host);
+    if e.is_timeout() || is_dial_error(e) {
+        error.with_source(Unreachable(why))
+    } else {
+        error.with_source(why)
+    }
 }
 
 fn cause(e: &reqwest::Error, host: &str) -> String {

@@ -81,7 +81,7 @@ pub struct Images {
     /// Folders of the snapshotters.
     roots: BTreeMap<String, PathBuf>,
     usages: usage::Usages,
-    volumes: PathBuf,
+    volumes: volume::Volumes,
     tasks: TaskSet,
 }
 
@@ -98,8 +98,10 @@ pub struct Parts {
     pub events: Arc<dyn Events>,
     /// Folders of the snapshotters, by id.
     pub roots: BTreeMap<String, PathBuf>,
-    /// Where image volumes are mounted, and hosts.toml of old configurations are written. Volatile.
+    /// Where hosts.toml of old configurations are written. Volatile.
     pub state: PathBuf,
+    /// Where image volumes are mounted. Volatile.
+    pub volumes: PathBuf,
 }
 
 impl std::fmt::Debug for Parts {
@@ -162,7 +164,7 @@ impl Images {
             snapshotters: RwLock::new(snapshotters),
             roots: parts.roots,
             usages: usage::Usages::default(),
-            volumes: parts.state.join("image-volumes"),
+            volumes: volume::Volumes::new(parts.volumes),
             tasks: TaskSet::new(),
         })
     }

@@ -61,6 +61,10 @@ pub fn registration() -> Registration {
                     events: cx.single::<kinds::Event>()?,
                     roots,
                     state: cx.state(),
+                    // Where containerd has them, among the folders of its CRI plugin.
+                    volumes: cx
+                        .daemon_state()
+                        .join("io.containerd.grpc.v1.cri/image-volumes"),
                 };
                 let discard = config.discard_unpacked_layers;
                 let images = blocking(move || Images::new(parts, config)).await?;

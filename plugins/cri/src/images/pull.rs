@@ -9,7 +9,7 @@ use corten_core::protos::containerd::types::Platform as ProtoPlatform;
 use corten_core::protos::containerd::types::transfer::{
     ImageStore, OciRegistry, RegistryResolver, UnpackConfiguration,
 };
-use corten_core::transfer::{Refused, Unreachable};
+use corten_core::transfer::{Options, Refused, Unreachable};
 use corten_core::{Context, Digest, Error, Kind, Result};
 use corten_protos::runtime::v1::AuthConfig;
 use futures::FutureExt;
@@ -186,9 +186,25 @@ impl Images {
         // Full: the transfer waits for the watch, which only counts.
         let (tx, mut progress) = mpsc::channel(64);
         let scope = self.scope();
-        let transfer =
-            self.transfer
-                .transfer(&scope, any::pack(&source), any::pack(&store), Some(tx));
+        let own = crate::config::Images::default();
+        let (parallel, chunk) = (
+            self.config.max_concurrent_downloads,
+            self.config.concurrent_layer_fetch_buffer,
+        );
+        let defaults = (
+            own.max_concurrent_downloads,
+            own.concurrent_layer_fetch_buffer,
+        );
+        let options = Options {
+            // Who configured nothing here shares the limits of all other pulls.
+            downloads: Some((parallel, chunk)).filter(|wished| *wished != defaults),
+            discard_layers: self.config.discard_unpacked_layers,
+            annotate: !self.config.disable_snapshot_annotations,
+        };
+        let (source, store) = (any::pack(&source), any::pack(&store));
+        let transfer = self
+            .transfer
+            .transfer_with(&scope, source, store, options, Some(tx));
         let mut watch = Watch::new(self.config.image_pull_progress_timeout);
         tokio::select! {
             done = transfer => done?,

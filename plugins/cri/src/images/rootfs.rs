@@ -3,6 +3,7 @@
 use corten_core::protos::any;
 use corten_core::protos::containerd::types::Platform as ProtoPlatform;
 use corten_core::protos::containerd::types::transfer::{ImageStore, UnpackConfiguration};
+use corten_core::transfer::Options;
 use corten_core::{Context, Error, Kind, Labels, Mount, Result, Scope};
 use corten_protos::runtime::v1::IdMapping;
 
@@ -121,8 +122,12 @@ impl Images {
             unpacks: vec![target],
             ..ImageStore::default()
         };
+        let options = Options {
+            annotate: !self.config.disable_snapshot_annotations,
+            ..Options::default()
+        };
         self.transfer
-            .transfer(scope, any::pack(&from), any::pack(&to), None)
+            .transfer_with(scope, any::pack(&from), any::pack(&to), options, None)
             .await
             .with_context(what)
     }

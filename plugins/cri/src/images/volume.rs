@@ -1,19 +1,25 @@
 //! Image volumes: an image, or a folder of it, mounted read-only into a container.
 //!
 //! ```text
-//! <state>/image-volumes/<pod>/<container>/<snapshotter>/<digest of the target>
+//! <state>/image-volumes/<pod>/<digest of the target>
 //! ```
-//! is the place of the mount, the key of its snapshot (a view: nobody can write to it) and, behind `cri-image-mount-`,
-//! the name of its activation, if its recipe needs the mount manager. Everything is found again by the folders, so that
-//! a release after a restart, or after a mount that failed half way, leaves nothing.
+//! is the place of the mount, the key of its snapshot and, behind `cri-image-mount-`, the name of its activation, if its
+//! recipe needs the mount manager: all as containerd has it. The containers of a pod share it; it goes with the last of
+//! them, or with the pod. Everything is found again by the folders, so that a release after a restart, or after a mount
+//! that failed half way, leaves nothing.
 
-use std::path::{Component, Path, PathBuf};
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
+use corten_core::keylock::KeyGuard;
 use corten_core::mounts::ActivateOptions;
 use corten_core::{Context, Error, Kind, Labels, Mount, Result, Scope, labels};
 use corten_protos::runtime::v1;
 use corten_sys::root::path_of;
-use corten_sys::{Root, blocking, mount, mountinfo};
+use corten_sys::{blocking, mount, mountinfo};
+use parking_lot::Mutex;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
 use super::Images;
 use super::rootfs::id_labels;
@@ -22,13 +28,68 @@ use super::rootfs::id_labels;
 pub const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
 /// What the activations' names begin with.
 const ACTIVATION: &str = "cri-image-mount-";
+/// Stands for containers of before a restart: nobody knows which.
+const SOMEBODY: &str = "";
+
+/// The image volumes.
+#[derive(Debug)]
+pub(super) struct Volumes {
+    base: PathBuf,
+    /// Containers by the volume that they hold.
+    holders: Mutex<HashMap<PathBuf, BTreeSet<String>>>,
+}
+
+// === impl Volumes ===
+
+impl Volumes {
+    pub(super) fn new(base: PathBuf) -> Self {
+        Self {
+            base,
+            holders: Mutex::default(),
+        }
+    }
+
+    // `was` says that it was mounted before: by somebody of this life, or of an earlier one.
+    fn hold(&self, target: &Path, container: &str, was: bool) {
+        let mut all = self.holders.lock();
+        let first = || BTreeSet::from_iter(was.then(|| SOMEBODY.to_owned()));
+        let holders = all.entry(target.to_owned()).or_insert_with(first);
+        holders.insert(container.to_owned());
+    }
+
+    // The volumes of `pod` that only `container` held.
+    fn let_go(&self, pod: &str, container: &str) -> Vec<PathBuf> {
+        let mut out = Vec::new();
+        let below = self.base.join(pod);
+        self.holders.lock().retain(|target, holders| {
+            if target.starts_with(&below) && holders.remove(container) && holders.is_empty() {
+                out.push(target.clone());
+                return false;
+            }
+            true
+        });
+        out
+    }
+
+    fn is_held(&self, target: &Path) -> bool {
+        self.holders.lock().contains_key(target)
+    }
+
+    fn forget(&self, pod: &Path) {
+        self.holders
+            .lock()
+            .retain(|target, _| !target.starts_with(pod));
+    }
+}
 
 impl Images {
-    /// Mounts the image of `wanted`; gives the folder to bind. The scope's lease holds its snapshot.
+    /// Mounts the image of `wanted`, unless a container of the pod has it already; gives the folder to bind. The
+    /// scope's lease holds its snapshot.
     ///
     /// # Errors
     /// All begin with [`IMAGE_VOLUME_MOUNT_FAILED`] and are Unknown, as only then the kubelet reads them: an image that
-    /// is not here, a writable mount, a sub-path that is no folder of the image.
+    /// is not here, a writable mount, a sub-path that is no folder of the image. What was mounted stays for the next
+    /// try.
     pub async fn mount_volume(
         &self,
         scope: &Scope,
@@ -37,22 +98,29 @@ impl Images {
         snapshotter: &str,
         wanted: &v1::Mount,
     ) -> Result<PathBuf> {
-        let place = Path::new(sandbox).join(container).join(snapshotter);
-        self.mount_at(scope, &self.volumes.join(place), snapshotter, wanted)
-            .await
-            .map_err(|e| {
-                e.context(IMAGE_VOLUME_MOUNT_FAILED)
-                    .reclassify(Kind::Unknown)
-            })
+        let done = async {
+            let (target, was, _turn) = self
+                .mount_image(scope, sandbox, snapshotter, wanted)
+                .await?;
+            let (at, sub_path) = (target.clone(), PathBuf::from(&wanted.image_sub_path));
+            let folder = blocking(move || sub_folder(&at, &sub_path)).await?;
+            self.volumes.hold(&target, container, was);
+            Ok(folder)
+        };
+        done.await.map_err(|e: Error| {
+            e.context(IMAGE_VOLUME_MOUNT_FAILED)
+                .reclassify(Kind::Unknown)
+        })
     }
 
-    async fn mount_at(
+    // The folder of the volume, and whether it was mounted already. Until the guard goes nobody else touches it.
+    async fn mount_image(
         &self,
         scope: &Scope,
-        base: &Path,
+        sandbox: &str,
         snapshotter: &str,
         wanted: &v1::Mount,
-    ) -> Result<PathBuf> {
+    ) -> Result<(PathBuf, bool, KeyGuard)> {
         let name = wanted.image.as_ref().map_or("", |i| i.image.as_str());
         if name.is_empty() {
             return Err(Error::invalid("image not specified"));
@@ -63,34 +131,33 @@ impl Images {
         if !wanted.readonly {
             return Err(Error::invalid("readonly must be true while mount image"));
         }
-        let sub_path = PathBuf::from(&wanted.image_sub_path);
-        check_sub_path(&sub_path)?;
         let image = self
             .find(name)
             .with_context(|| format!("failed to resolve image {name:?}"))?;
         let hex = image.target.digest.rsplit(':').next().unwrap_or_default();
-        let target = base.join(hex);
+        let target = self.volumes.base.join(sandbox).join(hex);
         let key = target.to_string_lossy().into_owned();
-        let _turn = self.locks.lock(key.clone()).await;
+        let turn = self.locks.lock(key.clone()).await;
         let at = target.clone();
-        if !blocking(move || Ok(mountinfo::all()?.iter().any(|m| m.path == at))).await? {
-            self.unpacked(scope, &image, snapshotter)
-                .await
-                .context("failed to unpack image volume")?;
-            let labels = id_labels(&wanted.uid_mappings, &wanted.gid_mappings);
-            let recipe = self
-                .view(scope, snapshotter, &key, &image.chain_id, labels)
-                .await?;
-            let recipe = self.activated(scope, snapshotter, &key, recipe).await?;
-            let at = target.clone();
-            blocking(move || mount_recipe(&recipe, &at))
-                .await
-                .with_context(|| format!("failed to mount image volume component {key:?}"))?;
+        if blocking(move || Ok(mountinfo::all()?.iter().any(|m| m.path == at))).await? {
+            return Ok((target, true, turn));
         }
-        blocking(move || sub_folder(&target, &sub_path)).await
+        self.unpacked(scope, &image, snapshotter)
+            .await
+            .context("failed to unpack image volume")?;
+        let labels = id_labels(&wanted.uid_mappings, &wanted.gid_mappings);
+        let recipe = self
+            .layer(scope, snapshotter, &key, &image.chain_id, labels)
+            .await?;
+        let recipe = self.activated(scope, snapshotter, &key, recipe).await?;
+        let at = target.clone();
+        blocking(move || mount_recipe(recipe, &at))
+            .await
+            .with_context(|| format!("failed to mount image volume component {key:?}"))?;
+        Ok((target, false, turn))
     }
 
-    async fn view(
+    async fn layer(
         &self,
         scope: &Scope,
         snapshotter: &str,
@@ -100,7 +167,7 @@ impl Images {
     ) -> Result<Vec<Mount>> {
         match self
             .snapshots
-            .view(scope, snapshotter, key, parent, labels)
+            .prepare(scope, snapshotter, key, parent, labels)
             .await
         {
             // Of an attempt that failed later, or of before a restart.
@@ -134,53 +201,42 @@ impl Images {
         Ok(info.system)
     }
 
-    /// Undoes all image volumes of a container. None is fine.
+    /// A container is gone: undoes the image volumes that only it had. None is fine.
     ///
     /// # Errors
     /// The first of those of unmounting and of the snapshotter; the rest is undone nevertheless.
     pub async fn release_volumes(&self, sandbox: &str, container: &str) -> Result<()> {
-        self.release_below(self.volumes.join(sandbox).join(container))
-            .await
+        let mut first = Ok(());
+        for target in self.volumes.let_go(sandbox, container) {
+            let done = self.release(&target, false).await;
+            first = first.and(done);
+        }
+        first
     }
 
-    /// Undoes all image volumes of a pod. None is fine.
+    /// Undoes all image volumes of a pod, none of whose containers runs any more. None is fine.
     ///
     /// # Errors
     /// See [`Images::release_volumes`].
     pub async fn release_pod_volumes(&self, sandbox: &str) -> Result<()> {
-        let pod = self.volumes.join(sandbox);
+        let pod = self.volumes.base.join(sandbox);
+        self.volumes.forget(&pod);
         let mut first = Ok(());
-        for container in folders(pod.clone()).await? {
-            let done = self.release_below(container).await;
+        for target in folders(pod.clone()).await? {
+            let done = self.release(&target, true).await;
             first = first.and(done);
         }
         first?;
         remove(pod).await
     }
 
-    async fn release_below(&self, container: PathBuf) -> Result<()> {
-        let mut first = Ok(());
-        for snapshotter in folders(container.clone()).await? {
-            let name = snapshotter
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            for target in folders(snapshotter.clone()).await? {
-                let done = self.release(&name, &target).await;
-                first = first.and(done);
-            }
-            if first.is_ok() {
-                first = remove(snapshotter).await;
-            }
-        }
-        first?;
-        remove(container).await
-    }
-
-    async fn release(&self, snapshotter: &str, target: &Path) -> Result<()> {
+    async fn release(&self, target: &Path, for_good: bool) -> Result<()> {
         let key = target.to_string_lossy().into_owned();
         let _turn = self.locks.lock(key.clone()).await;
+        if !for_good && self.volumes.is_held(target) {
+            // Another container wants it, since a moment.
+            return Ok(());
+        }
         let at = target.to_owned();
         blocking(move || mount::unmount_all(&at, false))
             .await
@@ -190,12 +246,14 @@ impl Images {
                 .deactivate(&self.ns, &format!("{ACTIVATION}{key}"))
                 .await,
         )?;
-        gone(
-            self.snapshots
-                .remove(&self.scope(), snapshotter, &key)
-                .await,
-        )
-        .context("failed to remove snapshot")?;
+        for snapshotter in self.snapshots.names() {
+            gone(
+                self.snapshots
+                    .remove(&self.scope(), &snapshotter, &key)
+                    .await,
+            )
+            .context("failed to remove snapshot")?;
+        }
         remove(target.to_owned()).await
     }
 }
@@ -227,50 +285,59 @@ async fn folders(dir: PathBuf) -> Result<Vec<PathBuf>> {
     .await
 }
 
-fn mount_recipe(recipe: &[Mount], target: &Path) -> Result<()> {
+fn mount_recipe(mut recipe: Vec<Mount>, target: &Path) -> Result<()> {
     std::fs::create_dir_all(target).with_context(|| format!("make {}", target.display()))?;
-    // Whatever the snapshotter gave: an image volume is read-only.
-    mount::mount_all(&corten_core::mounts::read_only(recipe), target)
-}
-
-// What would leave the image is refused, not bent.
-fn check_sub_path(path: &Path) -> Result<()> {
-    let inside = |c| matches!(c, Component::Normal(_) | Component::CurDir);
-    if path.components().all(inside) {
-        return Ok(());
+    for m in recipe.iter_mut().filter(|m| m.r#type == "overlay") {
+        let volatile = |o: &String| o == "volatile" || o == "fsync=volatile";
+        // Nothing is ever written, so nothing has to be synced when it goes; kernels before 5.10 say no.
+        if !m.options.iter().any(volatile) && m.options.iter().any(|o| o.starts_with("upperdir=")) {
+            m.options.push("volatile".into());
+        }
     }
-    Err(Error::invalid(format!(
-        "image subpath {path:?} escapes from the image"
-    )))
+    match mount::mount_all(&recipe, target) {
+        Err(e) if e.kind() == Kind::InvalidArgument => {
+            for m in &mut recipe {
+                m.options.retain(|o| o != "volatile");
+            }
+            mount::mount_all(&recipe, target)
+        }
+        other => other,
+    }
 }
 
+// What would leave the image, by `..`, by an absolute path or by a symbolic link, is refused.
 fn sub_folder(mounted: &Path, sub_path: &Path) -> Result<PathBuf> {
     if sub_path.as_os_str().is_empty() {
         return Ok(mounted.to_owned());
     }
-    let open = || {
-        let folder = Root::open(mounted)?.dir(sub_path)?;
-        path_of(&folder)
+    let what = || {
+        format!(
+            "failed to ensure image subpath {sub_path:?} in {}",
+            mounted.display()
+        )
+    };
+    let open = || -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, mounted, flags | OFlags::DIRECTORY, Mode::empty())?;
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&root, sub_path, flags, Mode::empty(), inside)
     };
     let found = match open() {
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
-            return Err(Error::invalid(format!(
-                "only directory subpath is supported, subpath: {sub_path:?}, mountpoint: {mounted:?}"
-            )));
+        Ok(found) => found,
+        Err(rustix::io::Errno::XDEV) => {
+            return Err(Error::invalid("path escapes from parent").context(what()));
         }
-        other => other.with_context(|| {
-            format!(
-                "failed to ensure image subpath {sub_path:?} in {}",
-                mounted.display()
-            )
-        })?,
+        Err(e) => return Err(std::io::Error::from(e)).with_context(what),
     };
-    if found.starts_with(mounted) {
-        return Ok(found);
+    let stat = rustix::fs::fstat(&found).map_err(std::io::Error::from);
+    let mode = stat.with_context(what)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::Directory {
+        let text = format!(
+            "only directory subpath is supported, subpath: {sub_path:?}, mountpoint: {mounted:?}"
+        );
+        return Err(Error::invalid(text).context(what()));
     }
-    Err(Error::internal(format!(
-        "image subpath {sub_path:?} left its image"
-    )))
+    path_of(&found).with_context(what)
 }
 
 #[cfg(test)]
@@ -288,23 +355,37 @@ mod tests {
         std::fs::write(root.join("image/file"), "x").unwrap();
         symlink("/a", root.join("image/absolute")).unwrap();
         symlink("../../outside", root.join("image/out")).unwrap();
+        symlink("a/b", root.join("image/inside")).unwrap();
         let image = root.join("image");
         let at = |sub: &str| sub_folder(&image, Path::new(sub));
         assert_eq!(at("").unwrap(), image);
         assert_eq!(at("a/b").unwrap(), image.join("a/b"));
-        // As a process in the image would see it.
-        assert_eq!(at("absolute/b").unwrap(), image.join("a/b"));
-        assert_eq!(at("out").unwrap_err().kind(), Kind::NotFound);
-        assert!(
-            at("file")
-                .unwrap_err()
-                .to_string()
-                .starts_with("only directory subpath")
-        );
-        assert_eq!(at("none").unwrap_err().kind(), Kind::NotFound);
-        for bad in ["..", "a/../..", "/a", "a/.."] {
-            assert!(check_sub_path(Path::new(bad)).is_err(), "{bad}");
+        assert_eq!(at("a/../a").unwrap(), image.join("a"));
+        assert_eq!(at("inside").unwrap(), image.join("a/b"));
+        for bad in ["absolute", "absolute/b", "out", "..", "a/../..", "/a", "/"] {
+            let e = at(bad).unwrap_err().to_string();
+            assert!(e.contains("path escapes from parent"), "{bad}: {e}");
         }
-        assert!(check_sub_path(Path::new("./a/b")).is_ok());
+        let e = at("file").unwrap_err().to_string();
+        assert!(e.contains("only directory subpath is supported"), "{e}");
+        assert_eq!(at("none").unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn a_volume_goes_with_its_last_container() {
+        let v = Volumes::new("/base".into());
+        let target = Path::new("/base/pod/x");
+        v.hold(target, "a", false);
+        v.hold(target, "b", true);
+        v.hold(Path::new("/base/other/x"), "a", false);
+        assert!(v.let_go("pod", "a").is_empty());
+        assert!(v.let_go("pod", "never").is_empty() && v.is_held(target));
+        assert_eq!(v.let_go("pod", "b"), [target]);
+        assert!(!v.is_held(target));
+        // It was there before this daemon: others may have it.
+        v.hold(target, "c", true);
+        assert!(v.let_go("pod", "c").is_empty() && v.is_held(target));
+        v.forget(Path::new("/base/pod"));
+        assert!(!v.is_held(target) && v.is_held(Path::new("/base/other/x")));
     }
 }

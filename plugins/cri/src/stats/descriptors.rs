@@ -1,9 +1,7 @@
 //! The metrics that there are: cAdvisor's names, so that what reads the kubelet's /metrics/cadvisor reads on.
 //!
-//! A descriptor that this host can give no sample of is not listed: pressure needs the unified hierarchy and a kernel
-//! that measures it, huge pages need their controller.
-
-use std::path::Path;
+//! Every descriptor has samples, as cAdvisor's do: pressure is 0 on the first hierarchy, which does not measure it. Only
+//! huge pages need a kernel that has some.
 
 use corten_protos::runtime::v1::{MetricDescriptor, MetricType};
 
@@ -21,7 +19,6 @@ const PAGESIZE: &[&str] = &["pagesize"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     Nothing,
-    Pressure,
     HugePages,
 }
 
@@ -72,12 +69,12 @@ descriptors! {
     OOM_EVENTS Counter Nothing NONE "container_oom_events_total" "Processes killed because memory ran out.";
     HUGETLB_USAGE Gauge HugePages PAGESIZE "container_hugetlb_usage_bytes" "Huge pages in use, in bytes.";
     HUGETLB_MAX_USAGE Gauge HugePages PAGESIZE "container_hugetlb_max_usage_bytes" "Most huge pages that were ever in use, in bytes.";
-    PRESSURE_CPU_WAITING Counter Pressure NONE "container_pressure_cpu_waiting_seconds_total" "Time in which some task waited for CPU, in seconds.";
-    PRESSURE_CPU_STALLED Counter Pressure NONE "container_pressure_cpu_stalled_seconds_total" "Time in which all tasks waited for CPU, in seconds.";
-    PRESSURE_MEMORY_WAITING Counter Pressure NONE "container_pressure_memory_waiting_seconds_total" "Time in which some task waited for memory, in seconds.";
-    PRESSURE_MEMORY_STALLED Counter Pressure NONE "container_pressure_memory_stalled_seconds_total" "Time in which all tasks waited for memory, in seconds.";
-    PRESSURE_IO_WAITING Counter Pressure NONE "container_pressure_io_waiting_seconds_total" "Time in which some task waited for I/O, in seconds.";
-    PRESSURE_IO_STALLED Counter Pressure NONE "container_pressure_io_stalled_seconds_total" "Time in which all tasks waited for I/O, in seconds.";
+    PRESSURE_CPU_WAITING Counter Nothing NONE "container_pressure_cpu_waiting_seconds_total" "Time in which some task waited for CPU, in seconds.";
+    PRESSURE_CPU_STALLED Counter Nothing NONE "container_pressure_cpu_stalled_seconds_total" "Time in which all tasks waited for CPU, in seconds.";
+    PRESSURE_MEMORY_WAITING Counter Nothing NONE "container_pressure_memory_waiting_seconds_total" "Time in which some task waited for memory, in seconds.";
+    PRESSURE_MEMORY_STALLED Counter Nothing NONE "container_pressure_memory_stalled_seconds_total" "Time in which all tasks waited for memory, in seconds.";
+    PRESSURE_IO_WAITING Counter Nothing NONE "container_pressure_io_waiting_seconds_total" "Time in which some task waited for I/O, in seconds.";
+    PRESSURE_IO_STALLED Counter Nothing NONE "container_pressure_io_stalled_seconds_total" "Time in which all tasks waited for I/O, in seconds.";
     NETWORK_RX_BYTES Counter Nothing INTERFACE "container_network_receive_bytes_total" "Bytes received.";
     NETWORK_RX_PACKETS Counter Nothing INTERFACE "container_network_receive_packets_total" "Packets received.";
     NETWORK_RX_DROPPED Counter Nothing INTERFACE "container_network_receive_packets_dropped_total" "Packets dropped when received.";
@@ -126,23 +123,37 @@ impl Descriptor {
 
 /// Those that this host can give. Blocks for a moment.
 pub fn here() -> Vec<MetricDescriptor> {
-    let cgroups = Path::new("/sys/fs/cgroup");
-    let unified = std::fs::read_to_string(cgroups.join("cgroup.controllers"));
-    let pressure = unified.is_ok() && Path::new("/proc/pressure/cpu").exists();
-    let huge_pages = match unified {
-        Ok(controllers) => controllers.split_whitespace().any(|c| c == "hugetlb"),
-        Err(_) => cgroups.join("hugetlb").exists(),
-    };
-    of(pressure, huge_pages)
+    of(!page_sizes().is_empty())
 }
 
-fn of(pressure: bool, huge_pages: bool) -> Vec<MetricDescriptor> {
-    let can = |d: &&&Descriptor| match d.needs {
-        Needs::Nothing => true,
-        Needs::Pressure => pressure,
-        Needs::HugePages => huge_pages,
-    };
+fn of(huge_pages: bool) -> Vec<MetricDescriptor> {
+    let can = |d: &&&Descriptor| d.needs == Needs::Nothing || huge_pages;
     ALL.iter().filter(can).map(|d| d.told()).collect()
+}
+
+/// The sizes of huge pages that the kernel has, as cgroups name them: `2MB`, `1GB`. Blocks for a moment.
+pub fn page_sizes() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else {
+        return Vec::new();
+    };
+    let mut out: Vec<_> = entries
+        .filter_map(|e| page_size(e.ok()?.file_name().to_str()?))
+        .collect();
+    out.sort_unstable();
+    out
+}
+
+fn page_size(folder: &str) -> Option<String> {
+    let kib: u64 = folder
+        .strip_prefix("hugepages-")?
+        .strip_suffix("kB")?
+        .parse()
+        .ok()?;
+    Some(match kib {
+        k if k >= 1 << 20 => format!("{}GB", k >> 20),
+        k if k >= 1 << 10 => format!("{}MB", k >> 10),
+        k => format!("{k}KB"),
+    })
 }
 
 #[cfg(test)]
@@ -151,13 +162,16 @@ mod tests {
 
     #[test]
     fn names_are_there_once_and_only_what_the_host_has() {
-        let all = of(true, true);
+        let all = of(true);
         let mut names: Vec<_> = all.iter().map(|d| d.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!((all.len(), names.len()), (58, 58));
-        assert_eq!(of(false, false).len(), 50);
-        assert_eq!(of(true, false).len(), 56);
+        assert_eq!(of(false).len(), 56);
+        assert_eq!(page_size("hugepages-2048kB").unwrap(), "2MB");
+        assert_eq!(page_size("hugepages-1048576kB").unwrap(), "1GB");
+        assert_eq!(page_size("hugepages-64kB").unwrap(), "64KB");
+        assert_eq!(page_size("x"), None);
         let blkio = all.iter().find(|d| d.name == BLKIO_USAGE.name).unwrap();
         assert_eq!(blkio.label_keys.len(), BASE.len() + 4);
     }

@@ -142,6 +142,7 @@ impl Cri {
         // Devices are named by files of sysfs.
         let samples = blocking(move || {
             samples.cgroup(&cgroup, &process::device);
+            samples.no_huge_pages(&descriptors::page_sizes());
             Ok(samples)
         })
         .await?;

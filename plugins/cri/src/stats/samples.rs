@@ -137,11 +137,12 @@ impl Samples {
             (memory.total_pg_fault, memory.total_pg_maj_fault),
         );
         for h in &m.hugetlb {
-            self.add_of(&d::HUGETLB_USAGE, &[&h.pagesize], h.usage);
-            self.add_of(&d::HUGETLB_MAX_USAGE, &[&h.pagesize], h.max);
+            // On hybrid hosts it is the limit that is told there.
+            self.huge_pages(&h.pagesize, h.usage, limited(h.max).max(h.usage));
         }
         let pids = m.pids.unwrap_or_default();
         self.threads(pids.current, pids.limit);
+        self.pressure(None, None, None);
         let blkio = m.blkio.clone().unwrap_or_default();
         for e in &blkio.io_service_bytes_recursive {
             self.io(device, (e.major, e.minor), &e.op, Some(e.value), None);
@@ -186,28 +187,13 @@ impl Samples {
         let faults = (memory.pgfault, memory.pgmajfault);
         self.failures(faults, faults);
         for h in &m.hugetlb {
-            self.add_of(&d::HUGETLB_USAGE, &[&h.pagesize], h.current);
-            self.add_of(&d::HUGETLB_MAX_USAGE, &[&h.pagesize], h.max);
+            // The kernel does not tell the most.
+            self.huge_pages(&h.pagesize, h.current, h.current);
         }
         let pids = m.pids.unwrap_or_default();
         self.threads(pids.current, pids.limit);
-        self.pressure(
-            cpu.psi.as_ref(),
-            &d::PRESSURE_CPU_WAITING,
-            &d::PRESSURE_CPU_STALLED,
-        );
-        let psi = memory.psi.as_ref();
-        self.pressure(
-            psi,
-            &d::PRESSURE_MEMORY_WAITING,
-            &d::PRESSURE_MEMORY_STALLED,
-        );
         let io = m.io.clone().unwrap_or_default();
-        self.pressure(
-            io.psi.as_ref(),
-            &d::PRESSURE_IO_WAITING,
-            &d::PRESSURE_IO_STALLED,
-        );
+        self.pressure(cpu.psi.as_ref(), memory.psi.as_ref(), io.psi.as_ref());
         for e in &io.usage {
             let of = (e.major, e.minor);
             self.io(device, of, "Read", Some(e.rbytes), Some(e.rios));
@@ -227,11 +213,44 @@ impl Samples {
         self.add(&d::THREADS_MAX, limited(limit));
     }
 
-    fn pressure(&mut self, psi: Option<&v2::PsiStats>, waiting: &Descriptor, stalled: &Descriptor) {
-        let Some(psi) = psi else { return };
+    // 0 where it is not measured, as cAdvisor says it.
+    fn pressure(
+        &mut self,
+        cpu: Option<&v2::PsiStats>,
+        memory: Option<&v2::PsiStats>,
+        io: Option<&v2::PsiStats>,
+    ) {
         let seconds = |data: Option<&v2::PsiData>| data.map_or(0, |d| d.total / MICROS);
-        self.add(waiting, seconds(psi.some.as_ref()));
-        self.add(stalled, seconds(psi.full.as_ref()));
+        for (psi, waiting, stalled) in [
+            (cpu, &d::PRESSURE_CPU_WAITING, &d::PRESSURE_CPU_STALLED),
+            (
+                memory,
+                &d::PRESSURE_MEMORY_WAITING,
+                &d::PRESSURE_MEMORY_STALLED,
+            ),
+            (io, &d::PRESSURE_IO_WAITING, &d::PRESSURE_IO_STALLED),
+        ] {
+            self.add(waiting, seconds(psi.and_then(|p| p.some.as_ref())));
+            self.add(stalled, seconds(psi.and_then(|p| p.full.as_ref())));
+        }
+    }
+
+    fn huge_pages(&mut self, size: &str, used: u64, most: u64) {
+        self.add_of(&d::HUGETLB_USAGE, &[size], used);
+        self.add_of(&d::HUGETLB_MAX_USAGE, &[size], most);
+    }
+
+    /// Nothing is in use of the huge pages of these sizes: the cgroup knows none.
+    pub fn no_huge_pages(&mut self, sizes: &[String]) {
+        let told = |s: &Self, size| {
+            let mut huge = s.out.iter().filter(|m| m.name == d::HUGETLB_USAGE.name);
+            huge.any(|m| m.label_values.last() == Some(size))
+        };
+        for size in sizes {
+            if !told(self, size) {
+                self.huge_pages(size, 0, 0);
+            }
+        }
     }
 
     // Bytes, or how often, of an operation on a device.
@@ -312,6 +331,7 @@ mod tests {
     fn check(cgroup: &Cgroup, needs: &[Needs]) {
         let mut samples = Samples::new(1, POD);
         samples.cgroup(cgroup, &|a, b| format!("{a}:{b}"));
+        samples.no_huge_pages(&["2MB".into()]);
         samples.facts(&Facts {
             open_files_limit: Some(1),
             ..Facts::default()
@@ -342,7 +362,6 @@ mod tests {
             ..v1::BlkIoEntry::default()
         };
         let first = v1::Metrics {
-            hugetlb: vec![v1::HugetlbStat::default()],
             blkio: Some(v1::BlkIoStat {
                 io_service_bytes_recursive: vec![io("Read"), io("Write"), io("Total")],
                 io_serviced_recursive: vec![io("Read"), io("Write")],
@@ -370,7 +389,7 @@ mod tests {
             hugetlb: vec![v2::HugeTlbStat::default()],
             ..v2::Metrics::default()
         };
-        let all = [Needs::Nothing, Needs::HugePages, Needs::Pressure];
+        let all = [Needs::Nothing, Needs::HugePages];
         check(&Cgroup::V2(Box::new(unified)), &all);
     }
 
@@ -394,5 +413,28 @@ mod tests {
         assert_eq!(of(d::CPU_USAGE.name), value(2));
         assert_eq!(of(d::THREADS_MAX.name), value(0));
         assert_eq!(samples[0].timestamp, 7);
+    }
+
+    #[test]
+    fn huge_pages_are_told_once() {
+        let m = v1::Metrics {
+            hugetlb: vec![v1::HugetlbStat {
+                usage: 5,
+                max: u64::MAX >> 1,
+                pagesize: "2MB".into(),
+                ..v1::HugetlbStat::default()
+            }],
+            ..v1::Metrics::default()
+        };
+        let mut samples = Samples::new(7, POD);
+        samples.cgroup(&Cgroup::V1(Box::new(m)), &|_, _| String::new());
+        samples.no_huge_pages(&["1GB".into(), "2MB".into()]);
+        let mut huge = samples.done();
+        huge.retain(|m| m.name == d::HUGETLB_MAX_USAGE.name);
+        let told: Vec<_> = huge
+            .iter()
+            .map(|m| (m.label_values[5].as_str(), m.value))
+            .collect();
+        assert_eq!(told, [("2MB", value(5)), ("1GB", value(0))]);
     }
 }

@@ -107,7 +107,6 @@ fn boot_options(
     listeners: &server::Listeners,
 ) -> Result<BootOptions> {
     let mut tables: BTreeMap<String, toml::Table> = BTreeMap::new();
-    let mut unusable = BTreeMap::new();
     for (uri, table) in &config.plugins {
         let Some(r) = registrations.iter().find(|r| r.uri() == *uri) else {
             if !server::Listeners::has(uri) {
@@ -117,10 +116,13 @@ fn boot_options(
         };
         let mut merged = r.default_config().cloned().unwrap_or_default();
         merged.extend(table.clone());
-        match r.check(&merged) {
-            Ok(_) => drop(tables.insert(uri.clone(), merged)),
-            Err(fault) => drop(unusable.insert(uri.clone(), config.sources.explain(uri, &fault))),
+        let disabled = config.disabled_plugins.contains(uri);
+        if let Err(fault) = r.check(&merged)
+            && !disabled
+        {
+            return Err(config.wrong(uri, &fault).into());
         }
+        tables.insert(uri.clone(), merged);
     }
     Ok(BootOptions {
         properties: Properties {
@@ -135,12 +137,11 @@ fn boot_options(
         disabled: config.disabled_plugins.iter().cloned().collect(),
         required: config.required_plugins.clone(),
         config: tables,
-        unusable,
     })
 }
 
-/// What is to be said of the tables of plugins and listeners, a line each: keys that nobody reads and, as an error for
-/// the one plugin, values of the wrong type.
+/// What is to be said of the tables of plugins and listeners, a line each: keys that nobody reads, and values of the
+/// wrong type.
 pub(crate) fn remarks(config: &Config, registrations: &[Registration]) -> Vec<String> {
     let mut all = server::Listeners::unknown_keys(config);
     for (uri, table) in &config.plugins {

@@ -6,7 +6,7 @@
 //!
 //! Each file is migrated on its own and then merged, so a drop-in may have another version than the main file
 //! (containerd 2.4 cmd/containerd/server/config). Unknown keys warn and are ignored; a value of the wrong type is
-//! an error that names file, line and key. Plugin tables stay raw here: each plugin decodes its own.
+//! an error that names file, line and key, also in the tables of plugins, which stay raw here: each plugin has its type.
 
 mod load;
 mod merge;
@@ -219,7 +219,8 @@ impl Config {
         unknown.into_iter().map(warning).collect()
     }
 
-    fn wrong(&self, table: &str, fault: &Fault) -> ConfigError {
+    /// The error for a value of the wrong type in a table.
+    pub(crate) fn wrong(&self, table: &str, fault: &Fault) -> ConfigError {
         ConfigError::Wrong(self.sources.explain(table, fault))
     }
 

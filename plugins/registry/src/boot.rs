@@ -22,8 +22,6 @@ pub struct BootOptions {
     pub required: Vec<String>,
     /// Config tables by `type.id`, already merged over the defaults.
     pub config: BTreeMap<String, toml::Table>,
-    /// Plugins by `type.id` that fail for the reason given, because their config cannot be used.
-    pub unusable: BTreeMap<String, String>,
 }
 
 /// How a plugin fared.
@@ -92,10 +90,6 @@ impl Plugins {
                 .remove(&uri)
                 .or_else(|| registration.default_config.clone())
                 .unwrap_or_default();
-            let config = match options.unusable.remove(&uri) {
-                Some(reason) => Err(reason),
-                None => Ok(config),
-            };
             let status = plugins.start(registration, config, &properties).await;
             if let (Status::Skipped(reason) | Status::Failed(reason), true) =
                 (&status, options.required.contains(&uri))
@@ -120,7 +114,7 @@ impl Plugins {
     async fn start(
         &mut self,
         registration: Registration,
-        config: Result<toml::Table, String>,
+        config: toml::Table,
         properties: &Arc<Properties>,
     ) -> Status {
         let begun = Instant::now();
@@ -139,12 +133,7 @@ impl Plugins {
             started: self.started.clone(),
             meta: Meta::default(),
         };
-        let outcome = match config {
-            Ok(config) => init(&mut cx, config).await,
-            Err(reason) => Err(InitError::Failed(
-                format!("decode plugin config: {reason}").into(),
-            )),
-        };
+        let outcome = init(&mut cx, config).await;
         let meta = std::mem::take(&mut cx.meta);
         // The context holds the only other reference to the list; without it the push below does not copy.
         drop(cx);

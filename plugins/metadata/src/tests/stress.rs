@@ -18,6 +18,8 @@ use corten_core::{Digest, Kind, Scope};
 use super::fakes::*;
 
 const WORKERS: u64 = 6;
+/// What each of them does at least.
+const LEAST: usize = 10;
 /// Layers that all images are made of.
 const LAYERS: u64 = 8;
 const SNAPSHOTTER: &str = "mem";
@@ -400,7 +402,8 @@ async fn nothing_in_use_is_ever_collected() {
             let mut worker = Worker::new(&world, id, seed);
             tokio::spawn(async move {
                 let mut steps = 0;
-                while Instant::now() < until {
+                // On a busy machine it takes as long as it takes.
+                while Instant::now() < until || steps < LEAST {
                     worker.step().await;
                     steps += 1;
                 }
@@ -419,7 +422,7 @@ async fn nothing_in_use_is_ever_collected() {
     collector.await.unwrap();
     let collections = collections.load(Ordering::SeqCst);
     eprintln!("{steps} steps, {collections} collections");
-    assert!(steps > 50 && collections > 5, "{steps} {collections}");
+    assert!(collections > 5, "{collections}");
     world.collect().await;
     for worker in &done {
         worker.check_all().await;

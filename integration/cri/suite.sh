@@ -149,6 +149,8 @@ state = "/run/containerd-test"
     cni_conf_dir = "/etc/cni/fp.d"
     cni_max_conf_num = 1
     pod_annotations = ["io.containerd.runtime.v2.shim.failpoint.*"]
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = "/run/containerd/s"
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
   slow_chown = true
 [plugins."io.containerd.nri.v1.nri"]

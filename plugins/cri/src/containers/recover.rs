@@ -118,6 +118,7 @@ impl Cri {
             container.stopped.send_replace(true);
         }
         self.containers.add(&container.id, container.clone())?;
+        self.specs.reserve(&container.metadata.read().process_label);
         match self.container_names.reserve(&name, &container.id) {
             Ok(reservation) => reservation.keep(),
             Err(error) => warn!(container.id = %container.id, %error, "reserve a container's name"),

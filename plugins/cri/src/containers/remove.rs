@@ -94,9 +94,13 @@ impl Cri {
         )
         .await?;
         remove_folder(container.dir.clone(), "container root directory").await?;
-        let name = container.metadata.read().name.clone();
+        let (name, label) = {
+            let metadata = container.metadata.read();
+            (metadata.name.clone(), metadata.process_label.clone())
+        };
         self.containers.remove(id);
         self.container_names.release(&name, id);
+        self.specs.release(&label);
         info!(container.id = %id, "container removed");
         Ok(())
     }

@@ -138,10 +138,7 @@ impl Asked<'_> {
 
     fn process(&self, spec: &mut Spec) -> Result<()> {
         let input = self.input;
-        let hostname = match input.pod.hostname.as_str() {
-            "" => host::hostname()?,
-            name => name.to_owned(),
-        };
+        let hostname = host::name_of(input.pod)?;
         process::of_container(spec.process(), input.config, input.image, &hostname)?;
         let root = spec.root.get_or_insert_with(Root::default);
         ROOTFS.clone_into(&mut root.path);

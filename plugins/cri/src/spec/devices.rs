@@ -217,6 +217,31 @@ mod tests {
     }
 
     #[test]
+    fn folders_are_looked_into_so_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |depth: usize| (0..depth).fold(dir.path().to_owned(), |path, _| path.join("d"));
+        fs::create_dir_all(at(MAX_DEPTH + 1)).unwrap();
+        let node = |depth: usize| {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            let kind = rustix::fs::FileType::CharacterDevice;
+            let null = rustix::fs::makedev(1, 3);
+            rustix::fs::mknodat(rustix::fs::CWD, at(depth).join("n"), kind, mode, null)
+        };
+        let count = || {
+            let mut spec = Spec::default();
+            add(&mut spec, &[asked(dir.path(), "/dev/x")], None).unwrap();
+            spec.linux().devices.len()
+        };
+        // Only root makes device nodes.
+        if node(MAX_DEPTH).is_err() {
+            return;
+        }
+        assert_eq!(count(), 1);
+        node(MAX_DEPTH + 1).unwrap();
+        assert_eq!(count(), 1);
+    }
+
+    #[test]
     fn what_is_no_device_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");

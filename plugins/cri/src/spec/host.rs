@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use corten_core::{Context, Error, Kind, Result};
+use corten_protos::runtime::v1::PodSandboxConfig;
 
 use super::defaults::MASKED;
 
@@ -56,6 +57,17 @@ impl Host {
             masked_paths: masked_paths(),
             kernel: version(&release),
         })
+    }
+}
+
+/// What a pod is called: by its own name, or by the host's. It is a line of files and an entry of environments.
+pub(super) fn name_of(pod: &PodSandboxConfig) -> Result<String> {
+    match pod.hostname.as_str() {
+        "" => hostname(),
+        name if name.chars().any(char::is_control) => {
+            Err(Error::invalid(format!("hostname {name:?}")))
+        }
+        name => Ok(name.to_owned()),
     }
 }
 
@@ -185,5 +197,14 @@ mod tests {
         assert!(host.masked_paths.len() >= MASKED.len());
         assert!(!hostname().unwrap().is_empty());
         assert!(oom_score_adj().unwrap().abs() <= 1000);
+        let named = |hostname: &str| {
+            name_of(&PodSandboxConfig {
+                hostname: hostname.into(),
+                ..PodSandboxConfig::default()
+            })
+        };
+        assert_eq!(named("").unwrap(), hostname().unwrap());
+        assert_eq!(named("web").unwrap(), "web");
+        assert!(named("web\nroot::0:0").is_err() && named("a\0").is_err());
     }
 }

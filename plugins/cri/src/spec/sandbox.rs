@@ -13,8 +13,8 @@ use super::oci::{DeviceRule, Linux, Mount, Namespace, Resources, Spec, VERSION};
 use super::process::ImageConfig;
 use super::profile::Profile;
 use super::{
-    Built, Specs, annotations, defaults, mounts, namespaces, paths, process, resources, seccomp,
-    user,
+    Built, Specs, annotations, defaults, host, mounts, namespaces, paths, process, resources,
+    seccomp, user,
 };
 use crate::config::Handler;
 
@@ -213,6 +213,7 @@ impl Asked {
         handler: &Handler,
     ) -> Result<()> {
         let own_network = self.namespaces.network != NamespaceMode::Node as i32;
+        host::name_of(config)?;
         if own_network {
             config.hostname.clone_into(&mut spec.hostname);
         }

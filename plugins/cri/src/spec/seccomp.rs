@@ -111,6 +111,16 @@ mod tests {
         std::fs::write(&path, br#"{"defaultAction":"SCMP_ACT_LOG","names":1}"#).unwrap();
         let filter = after(asked(), false, &host()).unwrap().unwrap();
         assert_eq!(filter.default_action, "SCMP_ACT_LOG");
+        // Blanks up to the limit, and one more.
+        let padded = |size: u64| {
+            let mut text = br#"{"defaultAction":"SCMP_ACT_LOG"}"#.to_vec();
+            text.resize(usize::try_from(size).unwrap(), b' ');
+            std::fs::write(&path, text).unwrap();
+            after(asked(), false, &host())
+        };
+        padded(MAX_FILE).unwrap();
+        let e = padded(MAX_FILE + 1).unwrap_err().to_string();
+        assert!(e.contains("longer than"), "{e}");
     }
 
     #[test]

@@ -96,7 +96,9 @@ impl Lab {
     /// A message of the file, with this folder in it.
     fn message<M: serde::de::DeserializeOwned>(&self, message: &Value) -> M {
         let text = message.to_string().replace("@D", &self.path());
-        serde_json::from_str(&text).unwrap()
+        let mut value = serde_json::from_str(&text).unwrap();
+        in_our_words(&mut value);
+        serde_json::from_value(value).unwrap()
     }
 
     fn sandbox(&self, pod: &PodSandboxConfig) -> Result<Built> {
@@ -183,6 +185,26 @@ fn image_config(name: &str) -> ImageConfig {
         "Volumes": {"/vol": {}, "data": {}}});
     let config = if name == "rich" { rich } else { plain };
     ImageConfig::from_value(&config).unwrap()
+}
+
+/// Three names of the CRI have capitals; says them as our messages do too.
+fn in_our_words(value: &mut Value) {
+    if let Some(list) = value.as_array_mut() {
+        list.iter_mut().for_each(in_our_words);
+    }
+    let Some(object) = value.as_object_mut() else {
+        return;
+    };
+    object.values_mut().for_each(in_our_words);
+    for (theirs, ours) in [
+        ("uidMappings", "uid_mappings"),
+        ("gidMappings", "gid_mappings"),
+        ("CDI_devices", "cdi_devices"),
+    ] {
+        if let Some(value) = object.get(theirs).cloned() {
+            object.insert(ours.into(), value);
+        }
+    }
 }
 
 /// Puts the number of different rules in the place of a long filter.

@@ -245,6 +245,18 @@ fn files_that_lie_are_not_used() {
 }
 
 #[test]
+fn files_have_a_limit() {
+    let padded = |size: u64| {
+        let text = env("A=1");
+        let blanks = usize::try_from(size).unwrap() - text.len();
+        let (_dir, registry) = registry(&[&[("a.json", text + &" ".repeat(blanks))]]);
+        inject(&registry, &[GPU])
+    };
+    padded(MAX_FILE).unwrap();
+    assert!(padded(MAX_FILE + 1).is_err());
+}
+
+#[test]
 fn names_have_a_grammar() {
     for good in ["v.com/c=0", "v/c=a:b", "v_-.x/c=a"] {
         assert!(format::is_qualified(good), "{good}");

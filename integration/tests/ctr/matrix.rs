@@ -1,6 +1,8 @@
-//! Either daemon with either shim: Corten's with stock's and the other way round.
+//! Either daemon with either shim: Corten's with stock's and the other way round, with containerd
+//! 2.4 and with Debian's 1.6.
 
 use corten_integration::case::Case;
+use corten_integration::ctr::Client;
 use corten_integration::peers::{CORTEN_RUNTIME, Kind, RUNC_RUNTIME, have_our_shim};
 use corten_integration::runner::Test;
 
@@ -33,30 +35,37 @@ const RESTARTS: [Named; 2] = [
 ];
 
 pub(crate) fn tests() -> Vec<Test> {
+    const NEW: (Kind, &str, &str) = (Kind::Reference, CORTEN_RUNTIME, "containerd_with_our_shim");
+    const OLD: (Kind, &str, &str) = (Kind::Debian, CORTEN_RUNTIME, "containerd_1_6_with_our_shim");
     let mut pairs = Vec::new();
     if Kind::under_test() == Kind::Corten {
         pairs.push((Kind::Corten, RUNC_RUNTIME, "corten_with_runc_shim"));
-        pairs.push((Kind::Reference, CORTEN_RUNTIME, "containerd_with_our_shim"));
+        pairs.extend([NEW, OLD]);
     } else {
         pairs.push((Kind::Reference, RUNC_RUNTIME, "containerd_with_runc_shim"));
+        pairs.push((Kind::Debian, RUNC_RUNTIME, "containerd_1_6_with_runc_shim"));
         if have_our_shim() && std::env::var_os("CORTEN_MATRIX").is_some() {
-            pairs.push((Kind::Reference, CORTEN_RUNTIME, "containerd_with_our_shim"));
+            pairs.extend([NEW, OLD]);
         }
     }
     let mut all = Vec::new();
     for (kind, runtime, label) in pairs {
         for (name, body) in BASICS {
-            all.push(Test::new(&format!("{label}::{name}"), body).on(kind, runtime));
+            all.push(of(kind, runtime, label, name, body));
         }
         for (name, body) in RESTARTS {
-            all.push(
-                Test::new(&format!("{label}::{name}"), body)
-                    .on(kind, runtime)
-                    .own_daemon(),
-            );
+            all.push(of(kind, runtime, label, name, body).own_daemon());
         }
     }
     all
+}
+
+fn of(kind: Kind, runtime: &str, label: &str, name: &str, body: fn(&Case)) -> Test {
+    let test = Test::new(&format!("{label}::{name}"), body).on(kind, runtime);
+    match kind {
+        Kind::Debian => test.client(Client::Old),
+        Kind::Corten | Kind::Reference => test,
+    }
 }
 
 fn runs_and_reports_the_exit_code(c: &Case) {

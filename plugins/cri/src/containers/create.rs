@@ -343,7 +343,7 @@ impl Cri {
             if let Some(root) = rootfs {
                 volumes::fill(root, &volumes)?;
             }
-            specs.container(&ContainerInput {
+            let built = specs.container(&ContainerInput {
                 id: &id,
                 config: &config,
                 pod: &pod_config,
@@ -358,7 +358,9 @@ impl Cri {
                 handler: &handler,
                 rro,
                 rootfs,
-            })
+            });
+            // containerd's words, which its own tests look for.
+            built.context("failed to generate spec opts")
         };
         self.with_rootfs(scope, &draft.id, recipe, needed, build)
             .await

@@ -91,6 +91,13 @@ impl Test {
         self
     }
 
+    /// Runs on a daemon of its own with this TOML at the end of its config.
+    #[must_use]
+    pub fn daemon_with(mut self, extra: &'static str) -> Self {
+        self.own = Some(extra);
+        self
+    }
+
     /// Runs on this daemon with this runtime, whatever is under test.
     #[must_use]
     pub fn on(mut self, kind: Kind, runtime: &str) -> Self {

@@ -254,7 +254,7 @@ fn prints_the_config_in_force(c: &Case) {
 }
 
 /// Starts with this config, which must end with a failure; gives what was said.
-fn refuses(c: &Case, config: &str) -> String {
+pub(crate) fn refuses(c: &Case, config: &str) -> String {
     let daemon = idle(c);
     let config = config.replace("BASE", daemon.base.to_str().unwrap());
     fs::write(daemon.config(), config).unwrap();

@@ -6,6 +6,7 @@
 
 mod archives;
 mod commands;
+mod config;
 mod containers;
 mod content;
 mod corners;
@@ -17,6 +18,7 @@ mod kernel;
 mod limits;
 mod matrix;
 mod parallel;
+mod policy;
 mod pull;
 mod registries;
 mod reliability;
@@ -27,6 +29,8 @@ mod snapshots;
 mod spec;
 mod tasks;
 mod terminal;
+mod traces;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -51,7 +55,11 @@ fn main() -> ExitCode {
         ("corners", corners::tests()),
         ("errors", errors::tests()),
         ("daemon", daemon::tests()),
+        ("config", config::tests()),
+        ("verify", verify::tests()),
+        ("traces", traces::tests()),
         ("restart", restart::tests()),
+        ("policy", policy::tests()),
         ("parallel", parallel::tests()),
         ("reliability", reliability::tests()),
         ("matrix", matrix::tests()),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -521,8 +521,36 @@ fn survives_a_broken_proxy_plugin(c: &Case) {
             .command(&daemon.socket(), "proxy", &daemon.base.join("t"));
         cmd.words(words)
     };
-    let done = ctr("--timeout 5s snapshots --snapshotter broken prepare x").run();
-    assert_ne!(done.code(), 0, "{}", done.report());
+    // First nobody listens, then somebody who talks nonsense, then somebody who says nothing.
+    let dead = "--timeout 5s snapshots --snapshotter broken prepare x";
+    let fails = || {
+        let done = ctr(dead).run();
+        assert_ne!(done.code(), 0, "{}", done.report());
+    };
+    fails();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let silent = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut kept = Vec::new();
+            for mut stream in listener.incoming().flatten() {
+                if silent.load(Ordering::Relaxed) {
+                    kept.push(stream);
+                } else {
+                    let _ = stream.write_all(&[0xff; 4096]);
+                }
+                if kept.len() > 1 {
+                    return;
+                }
+            }
+        });
+        fails();
+        silent.store(true, Ordering::Relaxed);
+        fails();
+        for _ in 0..2 {
+            let _ = UnixStream::connect(&socket);
+        }
+    });
     ctr("snapshots ls").ok();
     ctr("images import").arg(images::busybox().archive()).ok();
     assert_eq!(daemon.stop(), 0);

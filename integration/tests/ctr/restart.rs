@@ -26,6 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
         events_flow_again_after_a_restart,
         many_restarts_leave_nothing_behind,
         a_half_written_ingest_is_finished_later,
+        a_sandbox_survives_the_death_of_its_daemon,
     ]
     .into_iter()
     .map(Test::quiet_daemon)
@@ -293,4 +294,33 @@ fn a_half_written_ingest_is_finished_later(c: &Case) {
         done.stdout.len()
     );
     c.ctr("content rm").arg(&digest).ok();
+}
+
+fn a_sandbox_survives_the_death_of_its_daemon(c: &Case) {
+    if c.is_reference() {
+        println!("Corten only: the stock shim of runc has no sandbox service");
+        return;
+    }
+    let file = c.file("pod.json");
+    std::fs::write(&file, c.ctr("oci spec").ok()).unwrap();
+    let run = c.ctr("sandboxes run --runtime").arg(&c.runtime).arg(&file);
+    assert_eq!(run.arg("pod").ok(), "pod\n");
+    let shims = shims_of(c);
+    assert_eq!(shims.len(), 1, "{shims:?}");
+    for stop in ["kill -9", "SIGTERM"] {
+        match stop {
+            "SIGTERM" => assert_eq!(c.daemon.stop(), 0),
+            _ => c.daemon.kill(),
+        }
+        assert!(alive(shims[0]), "{stop}: it died with the daemon");
+        c.daemon.start();
+        assert_eq!(c.column("sandboxes ls"), ["pod"], "{stop}");
+        assert_eq!(shims_of(c), shims, "{stop}");
+    }
+    c.ctr("sandboxes rm --force pod").ok();
+    assert!(c.column("sandboxes ls").is_empty());
+    let gone = eventually(Duration::from_secs(10), || {
+        shims_of(c).is_empty().then_some(())
+    });
+    assert!(gone.is_some(), "the shim is left: {:?}", shims_of(c));
 }

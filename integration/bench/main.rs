@@ -33,6 +33,8 @@ const ROUNDS: usize = 21;
 const PULLS: usize = 5;
 /// How often the large image is pulled.
 const LARGE: usize = 3;
+/// How long the many pulls may take, however many were asked for.
+const PULLING: Duration = Duration::from_secs(240);
 
 /// One of the two.
 struct Side {
@@ -47,6 +49,34 @@ struct Row {
     unit: &'static str,
 }
 
+/// The table; a row is printed as soon as it is known, so that a run that is cut short was not in vain.
+struct Table;
+
+// === impl Table ===
+
+impl Table {
+    fn begin() -> Self {
+        println!(
+            "{:<42} {:>12} {:>12} {:>8}  unit",
+            "", "Corten", "containerd", "ratio"
+        );
+        Self
+    }
+
+    fn push(&mut self, row: Row) {
+        let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
+        let ratio = match row.values {
+            [Some(ours), Some(theirs)] if theirs > 0.0 => format!("{:.2}", ours / theirs),
+            _ => "-".to_owned(),
+        };
+        let [ours, theirs] = row.values.map(show);
+        println!(
+            "{:<42} {ours:>12} {theirs:>12} {ratio:>8}  {}",
+            row.what, row.unit
+        );
+    }
+}
+
 fn main() {
     if !rustix::process::geteuid().is_root() {
         println!("needs root: use `make bench`");
@@ -57,7 +87,7 @@ fn main() {
     std::panic::set_hook(Box::new(|info| println!("# {info}")));
     let start = |kind| catch_unwind(|| side(kind)).ok();
     let sides = [start(Kind::Corten), start(Kind::Reference)];
-    let mut rows = Vec::new();
+    let mut rows = Table::begin();
     // The stages by name: each takes its time.
     println!("# boots");
     boots(&mut rows, "boot to first answer, empty", 0);
@@ -73,7 +103,6 @@ fn main() {
         "the same with many images and containers",
         number("CORTEN_BENCH_RECORDS", 1000),
     );
-    print(&rows);
     for side in sides.iter().flatten() {
         let _ = catch_unwind(AssertUnwindSafe(|| side.case.wipe()));
     }
@@ -91,7 +120,7 @@ fn side(kind: Kind) -> Side {
 }
 
 /// Starts a daemon again and again, with `records` images and as many containers in it.
-fn boots(rows: &mut Vec<Row>, what: &'static str, records: u64) {
+fn boots(rows: &mut Table, what: &'static str, records: u64) {
     let filled = |kind| {
         let side = side(kind);
         fill(&side.case, records);
@@ -144,7 +173,7 @@ fn fill(case: &Case, records: u64) {
 }
 
 /// The size of daemons that have done nothing yet.
-fn idle(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
+fn idle(sides: &[Option<Side>; 2], rows: &mut Table) {
     let weigh = |side: &Option<Side>| rollup(side.as_ref()?.daemon.pid(), "Rss");
     rows.push(Row {
         what: "daemon RSS, idle",
@@ -184,7 +213,7 @@ fn timed(action: impl FnOnce()) -> Duration {
     began.elapsed()
 }
 
-fn times(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
+fn times(sides: &[Option<Side>; 2], rows: &mut Table) {
     let name = images::busybox().name;
     let mut number = 0;
     let run = compare(sides, ROUNDS, |side| {
@@ -254,7 +283,7 @@ fn rollup(pid: u32, field: &str) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn memory(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
+fn memory(sides: &[Option<Side>; 2], rows: &mut Table) {
     let both = |read: &dyn Fn(&Side) -> Option<f64>| {
         [
             sides[0].as_ref().and_then(read),
@@ -299,7 +328,7 @@ fn memory(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
     }
 }
 
-fn pulls(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
+fn pulls(sides: &[Option<Side>; 2], rows: &mut Table) {
     let Some(first) = sides.iter().flatten().next() else {
         return;
     };
@@ -322,15 +351,17 @@ fn pulls(sides: &[Option<Side>; 2], rows: &mut Vec<Row>) {
         });
     }
     let many = number("CORTEN_BENCH_PULLS", 100);
+    let (begun, mut done) = (Instant::now(), 0);
     if let Ok(reference) = catch_unwind(AssertUnwindSafe(|| registry.push(&images::layered()))) {
-        for _ in 0..many {
+        while done < many && begun.elapsed() < PULLING {
             for side in sides.iter().flatten() {
                 let _ = catch_unwind(AssertUnwindSafe(|| pull(side, &reference)));
             }
+            done += 1;
         }
     }
     let weigh = |side: &Option<Side>| rollup(side.as_ref()?.daemon.pid(), "Rss");
-    println!("# {many} pulls");
+    println!("# {done} pulls");
     rows.push(Row {
         what: "daemon RSS after many pulls",
         values: [weigh(&sides[0]), weigh(&sides[1])],
@@ -364,23 +395,4 @@ fn pull(side: &Side, reference: &str) -> Duration {
     let remove = side.case.ctr("images rm --sync").arg(reference);
     remove.deadline(Duration::from_secs(120)).ok();
     time
-}
-
-fn print(rows: &[Row]) {
-    let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
-    println!(
-        "{:<42} {:>12} {:>12} {:>8}  unit",
-        "", "Corten", "containerd", "ratio"
-    );
-    for row in rows {
-        let ratio = match row.values {
-            [Some(ours), Some(theirs)] if theirs > 0.0 => format!("{:.2}", ours / theirs),
-            _ => "-".to_owned(),
-        };
-        let [ours, theirs] = row.values.map(show);
-        println!(
-            "{:<42} {ours:>12} {theirs:>12} {ratio:>8}  {}",
-            row.what, row.unit
-        );
-    }
 }

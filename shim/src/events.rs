@@ -2,7 +2,8 @@
 //!
 //! The queue survives a daemon's absence: while nobody can be reached the first event waits, and nothing is counted
 //! against it. An event that a reachable daemon refuses five times is dropped. The queue is bounded; when it is full the
-//! oldest event goes, since a daemon that was away that long reads the truth from State and Wait.
+//! oldest event goes, since a daemon that was away that long reads the truth from State and Wait. One that is there loses
+//! none: what makes further events waits for `room`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,6 +30,10 @@ const NAMESPACE_HEADER: &str = "containerd-namespace-ttrpc";
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ATTEMPTS: u32 = 5;
 const MAX_QUEUE: usize = 2048;
+/// From here on new processes wait for a daemon that takes events.
+const CROWD: usize = 256;
+/// But not for longer: then it takes none.
+const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -72,7 +77,11 @@ pub(crate) struct Events {
     queue: RefCell<VecDeque<Envelope>>,
     filled: Notify,
     drained: Notify,
+    /// Told after each attempt.
+    tried: Notify,
     busy: Cell<bool>,
+    /// Nobody could be reached last time.
+    away: Cell<bool>,
 }
 
 // === impl Events ===
@@ -86,7 +95,9 @@ impl Events {
             queue: RefCell::default(),
             filled: Notify::new(),
             drained: Notify::new(),
+            tried: Notify::new(),
             busy: Cell::new(false),
+            away: Cell::new(false),
         }
     }
 
@@ -109,6 +120,17 @@ impl Events {
         self.filled.notify_one();
     }
 
+    /// Waits while many events wait for a daemon that takes them. Cancel-safe.
+    pub(crate) async fn room(&self) {
+        let room = async {
+            while !self.away.get() && self.queue.borrow().len() > CROWD {
+                self.tried.notified().await;
+            }
+        };
+        // Elapsed is no error: events are lost then at worst, processes are not.
+        let _ = tokio::time::timeout(PATIENCE, room).await;
+    }
+
     /// Delivers for ever.
     pub(crate) async fn forward(&self) {
         let mut client: Option<Client> = None;
@@ -120,7 +142,10 @@ impl Events {
                 self.filled.notified().await;
                 continue;
             };
-            match self.deliver(&mut client, envelope).await {
+            let outcome = self.deliver(&mut client, envelope).await;
+            self.away.set(matches!(outcome, Err((_, Refusal::Away))));
+            self.tried.notify_waiters();
+            match outcome {
                 Ok(()) => (attempts, pause) = (0, FIRST_PAUSE),
                 Err((envelope, refusal)) => {
                     if let Refusal::Answered(text) = &refusal {
@@ -192,5 +217,31 @@ impl Events {
             Ok(Err(_)) => Err((envelope, Refusal::Away)),
             Err(_) => Err((envelope, Refusal::Answered("no answer in time".to_owned()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_daemon_that_is_away() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let events = Events::new("n", "/no/such/socket");
+            for _ in 0..MAX_QUEUE + 1 {
+                events.publish(&corten_protos::containerd::events::TaskPaused::default());
+            }
+            assert_eq!(events.queue.borrow().len(), MAX_QUEUE);
+            let begun = std::time::Instant::now();
+            tokio::select! {
+                () = events.room() => {}
+                () = events.forward() => {}
+            }
+            assert!(begun.elapsed() < PATIENCE);
+        });
     }
 }

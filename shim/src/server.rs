@@ -33,8 +33,9 @@ use crate::task::Shim;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For the last events, when the daemon is there to take them.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
-/// For the last answers to leave, which takes no more than some turns of the event loop; clients hang up once they have
-/// them. Whoever else is connected must not find an empty shim alive for longer.
+/// For the last answers to leave: turns of the event loop, since a busy machine may take any time for one.
+const LAST_TURNS: usize = 64;
+/// For clients to hang up. Who does not must not find an empty shim alive for long.
 const LAST_ANSWERS: Duration = Duration::from_millis(10);
 /// For clients that are slower in opening their fifos than their container was.
 const LAST_READERS: Duration = Duration::from_millis(500);
@@ -139,6 +140,9 @@ async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Re
         log::warning!("remove socket {}: {e}", path.display());
     }
     shim.events.drain(LAST_EVENTS).await;
+    for _ in 0..LAST_TURNS {
+        tokio::task::yield_now().await;
+    }
     // Elapsed is as good as done: who is still connected has nothing to ask of an empty shim.
     let _ = tokio::time::timeout(LAST_ANSWERS, open.until_none()).await;
     settle(LAST_READERS).await;

@@ -62,7 +62,7 @@ pub(super) async fn call(shim: &Rc<Shim>, method: &str, payload: &[u8]) -> Resul
         "Resume" => encode(resume(shim, decode(payload)?).await?),
         "Checkpoint" => encode(checkpoint(shim, &decode(payload)?)?),
         "Kill" => encode(kill(shim, decode(payload)?).await?),
-        "Exec" => encode(exec(shim, &decode(payload)?)?),
+        "Exec" => encode(exec(shim, &decode(payload)?).await?),
         "ResizePty" => encode(resize_pty(shim, &decode(payload)?)?),
         "CloseIO" => encode(close_io(shim, &decode(payload)?)?),
         "Update" => encode(update(shim, decode(payload)?).await?),
@@ -247,7 +247,8 @@ fn signal_all(container: &Container, signal: i32) -> Result<()> {
     Ok(())
 }
 
-fn exec(shim: &Shim, r: &ExecProcessRequest) -> Result<Empty> {
+async fn exec(shim: &Shim, r: &ExecProcessRequest) -> Result<Empty> {
+    shim.events.room().await;
     let container = shim.container(&r.id)?;
     exec::add(shim, &container, r)?;
     Ok(Empty {})

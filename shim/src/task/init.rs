@@ -52,6 +52,7 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
         return Err(Error::invalid("create: id and bundle are required"));
     }
     let reservation = shim.reserve(&request.id)?;
+    shim.events.room().await;
     if !request.checkpoint.is_empty() {
         return Err(Error::unimplemented(
             "restore from a checkpoint is not supported by io.containerd.corten.v2",

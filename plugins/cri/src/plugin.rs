@@ -149,8 +149,9 @@ async fn open(
 
 /// Everything that comes before the first client.
 async fn up(cri: &Arc<Cri>) -> Result<()> {
-    for dir in [&cri.root, &cri.state] {
-        let dir = dir.clone();
+    // Where tools look for the bundles of Kubernetes' tasks, also while all pods are with our shim and have none there.
+    let tasks = cri.state.with_file_name("io.containerd.runtime.v2.task");
+    for dir in [cri.root.clone(), cri.state.clone(), tasks.join(NAMESPACE)] {
         corten_sys::blocking(move || Ok(std::fs::create_dir_all(dir)?))
             .await
             .context("make a folder of the CRI")?;

@@ -129,10 +129,29 @@ pub fn handler<'a>(
 /// Its hostname: the node's where it has none.
 pub fn hostname(config: &PodSandboxConfig) -> String {
     if config.hostname.is_empty() {
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        return name.trim().to_owned();
+        return node_name();
     }
     config.hostname.clone()
+}
+
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// A pod on the node's network is in the node's UTS namespace, whose name is not its to set.
+///
+/// # Errors
+/// InvalidArgument: it wants another name.
+pub fn check_hostname(config: &PodSandboxConfig) -> Result<()> {
+    let named = !config.hostname.is_empty() && config.hostname != node_name();
+    if host_network(config) && named {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            "unable to set hostname without a private UTS namespace",
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -160,6 +179,22 @@ mod tests {
         assert_eq!(id.len(), 64);
         assert!(id.bytes().all(|b| b.is_ascii_hexdigit()));
         assert_ne!(id, new_id());
+    }
+
+    #[test]
+    fn the_node_s_name_is_not_a_pod_s_to_set() {
+        let mut host = pod(NamespaceOption {
+            network: NamespaceMode::Node as i32,
+            ..Default::default()
+        });
+        check_hostname(&host).unwrap();
+        host.hostname = node_name();
+        check_hostname(&host).unwrap();
+        host.hostname.push('x');
+        assert!(check_hostname(&host).is_err());
+        let mut own = pod(NamespaceOption::default());
+        own.hostname = "web".into();
+        check_hostname(&own).unwrap();
     }
 
     #[test]

@@ -95,6 +95,7 @@ async fn make(
     })?;
     let (id, name) = (request::new_id(), request::name(of));
     request::userns(&config)?;
+    request::check_hostname(&config)?;
     let (_, handler) = request::handler(&cri.runtime.containerd, &config, &wanted)
         .with_context(|| format!("unable to get OCI runtime for sandbox {id:?}"))?;
     let reserved = cri.pod_names.reserve(&name, &id);

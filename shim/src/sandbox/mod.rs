@@ -45,9 +45,9 @@ pub(crate) use files::remove as remove_files;
 
 /// What containerd gives to a pause process: the last one to be killed for memory.
 const OOM_SCORE_ADJ: i32 = -998;
-/// How long the holder's cgroup may stay busy after its end.
 /// Under which a sandbox record carries the pod's new resources, as JSON of the CRI's own message.
 const UPDATED_RESOURCES: &str = "updated-resources";
+/// How long the holder's cgroup may stay busy after its end.
 const CGROUP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a sandbox is.
@@ -72,9 +72,9 @@ pub(crate) struct Sandbox {
     /// What the pod's containers have in common, for metrics.
     pod_cgroup: Option<Cgroup>,
     files: RefCell<Option<Files>>,
-    pub(crate) created_at: Timestamp,
     /// What UpdateSandbox said last of the pod's resources.
     resources: RefCell<serde_json::Value>,
+    pub(crate) created_at: Timestamp,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -133,8 +133,8 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateSandboxRequest) -> Re
         cgroup: draft.cgroup,
         pod_cgroup: pod.as_ref().and_then(pod_cgroup),
         files: RefCell::new(draft.files),
-        created_at: time::now(),
         resources: RefCell::default(),
+        created_at: time::now(),
         exit: watch::Sender::default(),
     });
     shim.set_sandbox(Some(sandbox.clone()));
@@ -378,13 +378,6 @@ impl Sandbox {
         Ok(cgroup.stats()?)
     }
 
-    /// Details for people, as the CRI shows them.
-    pub(crate) fn info(&self) -> String {
-        let text = bundle::read_config(&self.bundle).ok().flatten();
-        let spec = text.and_then(|text| serde_json::from_slice(&text).ok());
-        serde_json::json!({
-            "pid": self.pid(),
-            "processStatus": match self.state.get() {
     /// Takes note of the pod's new resources, for `info`. Whoever changes them has set the limits of the pod's cgroup:
     /// it is the kubelet's, and may be systemd's. Records of earlier daemons carry none.
     pub(crate) fn update(&self, request: &UpdateSandboxRequest) -> Result<()> {
@@ -397,6 +390,13 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Details for people, as the CRI shows them.
+    pub(crate) fn info(&self) -> String {
+        let text = bundle::read_config(&self.bundle).ok().flatten();
+        let spec = text.and_then(|text| serde_json::from_slice(&text).ok());
+        serde_json::json!({
+            "pid": self.pid(),
+            "processStatus": match self.state.get() {
                 State::Created => "created",
                 State::Ready => "running",
                 State::Stopped => "deleted",
@@ -404,6 +404,7 @@ impl Sandbox {
             "netNamespaceClosed": self.state.get() == State::Stopped,
             "runtimeType": crate::info::RUNTIME,
             "runtimeSpec": spec.unwrap_or(serde_json::Value::Null),
+            "updatedResources": *self.resources.borrow(),
         })
         .to_string()
     }
@@ -411,7 +412,6 @@ impl Sandbox {
     /// Gives a container of this pod the files that pods share.
     pub(crate) fn furnish(&self, spec: &mut Spec) {
         let pod = spec.annotations.get("io.kubernetes.cri.sandbox-id");
-            "updatedResources": *self.resources.borrow(),
         if pod == Some(&self.id)
             && let Some(files) = self.files.borrow().as_ref()
         {

@@ -167,6 +167,7 @@ fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
     let key = match kind {
         Kind::Corten => "corten",
         Kind::Reference => "reference",
+        Kind::Debian => "debian",
     };
     let mut daemons = shared
         .lock()
@@ -174,7 +175,6 @@ fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
     Arc::clone(
         daemons
             .entry(key)
-        Kind::Debian => "debian",
             .or_insert_with(|| Arc::new(Setup::new(kind).start())),
     )
 }

@@ -114,16 +114,18 @@ impl Cri {
     }
 }
 
-/// Cuts off what clients would not take, of the longer one first. containerd's answer fails as a whole.
+/// Cuts off what clients would not take; the shorter one keeps up to half. containerd's answer fails as a whole.
 fn fit(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>) {
-    let mut streams = [stdout, stderr];
-    streams.sort_by_key(|s| std::cmp::Reverse(s.len()));
-    for n in 0..streams.len() {
-        let total: usize = streams.iter().map(|s| s.len()).sum();
-        let over = total.saturating_sub(MAX_ANSWER);
-        let left = streams[n].len().saturating_sub(over);
-        streams[n].truncate(left);
+    if stdout.len() + stderr.len() <= MAX_ANSWER {
+        return;
     }
+    let (longer, shorter) = if stdout.len() >= stderr.len() {
+        (stdout, stderr)
+    } else {
+        (stderr, stdout)
+    };
+    shorter.truncate(MAX_ANSWER / 2);
+    longer.truncate(MAX_ANSWER - shorter.len());
 }
 
 #[cfg(test)]

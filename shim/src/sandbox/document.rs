@@ -37,6 +37,11 @@ pub(super) fn of_pod(id: &str, pod: &PodSandboxConfig, netns: &str) -> Result<Va
         "namespaces".into(),
         namespaces(&ns, own_network, maps.is_some(), netns),
     );
+    if !own_network && !pod.hostname.is_empty() {
+        return Err(Error::invalid(
+            "unable to set hostname without a private UTS namespace",
+        ));
+    }
     if let Some((uids, gids)) = &maps {
         linux.insert("uidMappings".into(), mappings(uids));
         linux.insert("gidMappings".into(), mappings(gids));
@@ -217,7 +222,13 @@ mod tests {
     fn modes_become_namespaces() {
         let node = NamespaceMode::Node as i32;
         let check = |ns: NamespaceOption, want: &[&str]| {
-            let document = of_pod("p", &pod(ns, ""), "/run/netns/a").unwrap();
+            let mut pod = pod(ns.clone(), "");
+            if ns.network == node {
+                let named = of_pod("p", &pod, "/run/netns/a");
+                assert!(named.is_err(), "its hostname is the host's");
+                pod.hostname.clear();
+            }
+            let document = of_pod("p", &pod, "/run/netns/a").unwrap();
             assert_eq!(kinds(&document), want);
             corten_oci::Spec::parse(document.to_string().as_bytes()).unwrap();
         };

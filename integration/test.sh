@@ -65,6 +65,8 @@ check 'lints' cargo clippy --release --quiet --workspace --all-targets -- -D war
 tests 'unit tests' cargo test --release --quiet --workspace --exclude corten-integration --no-fail-fast -- --show-output
 tests 'behaviour tests: Corten' cargo test --release --quiet -p corten-integration --test ctr
 tests 'behaviour tests: the shim alone' cargo test --release --quiet -p corten-integration --test shim
+# Every instruction is emulated there: minutes, more of them the busier this machine is.
+[ -z "${CORTEN_TEST_VM:-}" ] || tests 'second kernel' integration/vm/run.sh fast
 check 'licences and sources' integration/deny.sh
 check 'installation' integration/install-test.sh
 

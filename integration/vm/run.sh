@@ -4,7 +4,7 @@
 #   integration/vm/run.sh [LANE...] [-- TEST]
 #
 #   engine     the engine of the shim alone, on pure cgroup v2
-#   fast       pure cgroup v2 and AppArmor; the part that `make test` runs, too
+#   fast       pure cgroup v2 and AppArmor; `make test` runs it if CORTEN_TEST_VM is set
 #   cgroup2    the same machine, and everything that has to do with the shim
 #   systemd    systemd as init, cgroup v2
 #   hybrid     systemd as init, cgroup v1 with the unified hierarchy beside it
@@ -217,7 +217,7 @@ boot() {
         -M q35 $accel -smp 2 -m 3072 \
         -nodefaults -no-user-config -display none -no-reboot -serial stdio \
         -kernel "$kernel" -initrd "$work/ram.cpio" \
-        -append "console=ttyS0 quiet loglevel=3 panic=-1 cgroup_no_v1=$4 apparmor=1 security=apparmor $words" \
+        -append "console=ttyS0 no_timer_check quiet loglevel=3 panic=-1 cgroup_no_v1=$4 apparmor=1 security=apparmor $words" \
         -drive "file=$work/disk,format=raw,if=virtio,readonly=on" \
         -drive "file=$work/scratch,format=raw,if=virtio,cache=unsafe,discard=unmap" </dev/null >"$work/console" 2>&1 &
     qemu=$!

@@ -42,7 +42,8 @@ pub(crate) fn cgroup_limits() {
 }
 
 fn stand(c: &Container) {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let patience = std::time::Duration::from_secs(5) * common::patience();
+    let until = std::time::Instant::now() + patience;
     while !c.cgroup.freeze().expect("freeze") {
         assert!(std::time::Instant::now() < until, "still moving");
         std::thread::yield_now();

@@ -20,7 +20,13 @@ pub(crate) fn skip(what: &str, why: &str) {
     println!("  skipped {what}: {why}");
 }
 
-/// How often to do something: less often in a machine without hardware of its own (`CORTEN_PATIENCE`).
+/// How many times longer things may take, in a machine without hardware of its own.
+pub(crate) fn patience() -> u32 {
+    let asked = std::env::var("CORTEN_PATIENCE").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+/// How often to do something: less often in such a machine.
 pub(crate) fn rounds(usual: usize) -> usize {
     match std::env::var_os("CORTEN_PATIENCE") {
         Some(_) => usual / 20,
@@ -387,7 +393,7 @@ impl Container {
     }
 
     pub(crate) fn clean(&mut self) {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(5) * patience();
         while !self.cgroup.delete().expect("delete") {
             assert!(
                 Instant::now() < until,
@@ -480,7 +486,7 @@ pub(crate) mod check {
             rustix::event::PollFlags::IN,
         )];
         let limit = rustix::event::Timespec {
-            tv_sec: 20,
+            tv_sec: 20 * i64::from(super::patience()),
             tv_nsec: 0,
         };
         assert_eq!(

@@ -11,8 +11,9 @@
 //! systemd makes no scope without a process in it, and the container's own is to be born inside, under its limits. So a
 //! *keeper* comes first, a process that does nothing, and goes when the container's first process is there.
 //!
-//! **Own client instead of zbus.** Six calls, one signal, one peer: `value` and `message` are what is needed of D-Bus.
-//! See `shim/README.md` for what zbus would cost in crates and bytes. The peer is `/run/systemd/private`, root's own
+//! **Own client instead of zbus.** Five calls, one signal, one peer: `value` and `message` are what is needed of D-Bus.
+//! Measured: a program that makes these calls by zbus 5.19 links 18 crates that the shim has not, and is 930 kB larger
+//! (1290 kB, opt-level z, fat LTO) than one that has tokio alone; the whole shim is 3.0 MB. The peer is `/run/systemd/private`, root's own
 //! way to systemd, which works without a message bus (early boot, containers); runc falls back to it.
 
 mod limits;

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use corten_core::{Error, Kind, Result};
@@ -23,6 +23,8 @@ use crate::registry::{Body, Registry};
 const MAX_IDLE: u32 = 3;
 /// How much is gathered before it is written.
 const WRITE_SIZE: usize = 512 << 10;
+/// After so long less is written as well: who watches the progress must see that there is some.
+const MAX_SILENCE: Duration = Duration::from_secs(1);
 /// Smaller chunks than this are not worth a request (containerd: core/remotes/docker/fetcher.go).
 const MIN_CHUNK: u64 = 512;
 
@@ -61,7 +63,8 @@ impl Downloads {
         }
     }
 
-    /// Sends the bytes `span` of blob `desc`, which ends with `span`, to `out`.
+    /// Sends the bytes `span` of blob `desc`, which ends with `span`, to `out`. An empty piece comes first: the turn of
+    /// this blob has come, from now on silence is the registry's.
     ///
     /// # Errors
     /// The registry's; FailedPrecondition when it sends more than the blob has.
@@ -73,6 +76,7 @@ impl Downloads {
         out: mpsc::Sender<Bytes>,
     ) -> Result<()> {
         let permit = self.permit().await?;
+        hand_on(&out, Bytes::new()).await?;
         let total = span.end;
         let chunked =
             self.parallel > 1 && self.chunk >= MIN_CHUNK && total - span.start > self.chunk;
@@ -229,6 +233,7 @@ impl Part<'_> {
     // Unavailable: the connection broke and `offset` says how far it came.
     async fn pump(&self, mut body: Body, offset: &mut u64, tx: &mpsc::Sender<Bytes>) -> Result<()> {
         let mut gathered = BytesMut::new();
+        let mut flushed_at = Instant::now();
         let mut skip = body.skip;
         let broken = loop {
             let mut chunk = match body.response.chunk().await {
@@ -255,8 +260,9 @@ impl Part<'_> {
             if full {
                 break None;
             }
-            if gathered.len() >= WRITE_SIZE {
+            if gathered.len() >= WRITE_SIZE || flushed_at.elapsed() >= MAX_SILENCE {
                 flush(&mut gathered, offset, tx).await?;
+                flushed_at = Instant::now();
             }
         };
         flush(&mut gathered, offset, tx).await?;

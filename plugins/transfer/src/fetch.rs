@@ -246,7 +246,9 @@ impl Fetcher {
             let mut offset = start;
             while let Some(data) = rx.recv().await {
                 offset += data.len() as u64;
-                writer.write(data).await?;
+                if !data.is_empty() {
+                    writer.write(data).await?;
+                }
                 if let Some(t) = &self.tracker {
                     t.moved(desc, offset);
                 }
@@ -275,6 +277,9 @@ impl Fetcher {
             let mut out = BytesMut::new();
             while let Some(data) = rx.recv().await {
                 out.extend_from_slice(&data);
+                if let Some(t) = &self.tracker {
+                    t.moved(desc, out.len() as u64);
+                }
             }
             Ok(out.freeze())
         };

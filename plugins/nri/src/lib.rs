@@ -59,7 +59,8 @@ pub fn registration() -> Registration {
                 if config.disable {
                     info!("nri is disabled by configuration");
                 }
-                let version = cx.properties().version.clone();
+                // Plugins know containerd's versions with a v.
+                let version = format!("v{}", cx.properties().version);
                 Ok(Relay::new(config, version) as Arc<dyn Nri>)
             })
         })

@@ -240,7 +240,7 @@ for lane in $lanes; do
     } >"$corten/lane.env"
     cp "$here/lane-systemd.sh" "$corten/lane-hybrid.sh"
     case $lane in
-    engine | fast) minimal; minutes=4 words= off=all ;;
+    engine | fast) minimal; minutes=8 words= off=all ;;
     cgroup2) minimal; minutes=40 words= off=all ;;
     systemd) with_systemd; minutes=20 off=all words='systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 systemd.unit=corten-lane.service' ;;
     hybrid) with_systemd; minutes=20 off= words='systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=0 systemd.show_status=0 systemd.unit=corten-lane.service' ;;

@@ -63,7 +63,7 @@ impl Table {
         Self
     }
 
-    fn push(&mut self, row: Row) {
+    fn push(&mut self, row: &Row) {
         let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
         let ratio = match row.values {
             [Some(ours), Some(theirs)] if theirs > 0.0 => format!("{:.2}", ours / theirs),
@@ -140,7 +140,7 @@ fn boots(rows: &mut Table, what: &'static str, records: u64) {
         side.daemon.stop();
         time
     });
-    rows.push(Row {
+    rows.push(&Row {
         what,
         values,
         unit: "ms",
@@ -175,7 +175,7 @@ fn fill(case: &Case, records: u64) {
 /// The size of daemons that have done nothing yet.
 fn idle(sides: &[Option<Side>; 2], rows: &mut Table) {
     let weigh = |side: &Option<Side>| rollup(side.as_ref()?.daemon.pid(), "Rss");
-    rows.push(Row {
+    rows.push(&Row {
         what: "daemon RSS, idle",
         values: [weigh(&sides[0]), weigh(&sides[1])],
         unit: "KiB",
@@ -223,7 +223,7 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Table) {
             .run_named(&name, "--rm", &format!("r{number}"), &["true"]);
         timed(|| drop(run.ok()))
     });
-    rows.push(Row {
+    rows.push(&Row {
         what: "ctr run --rm IMAGE true",
         values: run,
         unit: "ms",
@@ -236,7 +236,7 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Table) {
         let exec = side.case.exec("", "s", &["true"]);
         timed(|| drop(exec.ok()))
     });
-    rows.push(Row {
+    rows.push(&Row {
         what: "ctr task exec true",
         values: exec,
         unit: "ms",
@@ -246,7 +246,7 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Table) {
         let list = side.case.ctr("containers ls");
         timed(|| drop(list.ok()))
     });
-    rows.push(Row {
+    rows.push(&Row {
         what: "ctr containers ls",
         values: list,
         unit: "ms",
@@ -267,7 +267,7 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Table) {
             }
         })
     });
-    rows.push(Row {
+    rows.push(&Row {
         what: "ten of them at once",
         values: ten,
         unit: "ms",
@@ -304,7 +304,7 @@ fn memory(sides: &[Option<Side>; 2], rows: &mut Table) {
     ];
     for (what, field) in daemon {
         let values = both(&|side| rollup(side.daemon.pid(), field));
-        rows.push(Row {
+        rows.push(&Row {
             what,
             values,
             unit: "KiB",
@@ -317,7 +317,7 @@ fn memory(sides: &[Option<Side>; 2], rows: &mut Table) {
     ];
     for (what, field) in shims {
         let values = both(&|side| shim(side, field));
-        rows.push(Row {
+        rows.push(&Row {
             what,
             values,
             unit: "KiB",
@@ -344,7 +344,7 @@ fn pulls(sides: &[Option<Side>; 2], rows: &mut Table) {
             continue;
         };
         let values = compare(sides, PULLS, |side| pull(side, &reference));
-        rows.push(Row {
+        rows.push(&Row {
             what,
             values,
             unit: "ms",
@@ -362,7 +362,7 @@ fn pulls(sides: &[Option<Side>; 2], rows: &mut Table) {
     }
     let weigh = |side: &Option<Side>| rollup(side.as_ref()?.daemon.pid(), "Rss");
     println!("# {done} pulls");
-    rows.push(Row {
+    rows.push(&Row {
         what: "daemon RSS after many pulls",
         values: [weigh(&sides[0]), weigh(&sides[1])],
         unit: "KiB",
@@ -375,12 +375,12 @@ fn pulls(sides: &[Option<Side>; 2], rows: &mut Table) {
     let Ok(reference) = catch_unwind(AssertUnwindSafe(|| registry.push(&image))) else {
         return;
     };
-    rows.push(Row {
+    rows.push(&Row {
         what: "pull + unpack, the large image",
         values: compare(sides, LARGE, |side| pull(side, &reference)),
         unit: "ms",
     });
-    rows.push(Row {
+    rows.push(&Row {
         what: "daemon RSS after that",
         values: [weigh(&sides[0]), weigh(&sides[1])],
         unit: "KiB",

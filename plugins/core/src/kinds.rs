@@ -55,10 +55,10 @@ kinds! {
     Tracing = "io.containerd.internal.v1" => dyn crate::spans::Tracer;
     /// Other figures for Prometheus.
     Metrics = "io.containerd.metrics.v1" => dyn crate::metrics::Source;
-    /// gRPC façades.
-    Grpc = "io.containerd.grpc.v1" => dyn crate::service::GrpcService;
     /// What tells plugins of other processes about containers.
     Nri = "io.containerd.nri.v1" => dyn crate::nri::Nri;
+    /// gRPC façades.
+    Grpc = "io.containerd.grpc.v1" => dyn crate::service::GrpcService;
     /// ttrpc façades.
     Ttrpc = "io.containerd.ttrpc.v1" => dyn crate::service::TtrpcService;
     /// What the daemon tells about itself.

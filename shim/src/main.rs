@@ -21,6 +21,9 @@ mod engine;
 mod error;
 mod events;
 mod flags;
+#[cfg(fuzzing)]
+#[path = "../../integration/fuzz/shim.rs"]
+mod fuzz;
 mod hooks;
 mod idmap;
 mod info;
@@ -38,9 +41,6 @@ mod socket;
 mod stats;
 mod systemd;
 mod task;
-#[cfg(fuzzing)]
-#[path = "../../integration/fuzz/shim.rs"]
-mod fuzz;
 
 use std::io::Write;
 use std::process::ExitCode;

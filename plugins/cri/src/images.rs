@@ -9,6 +9,9 @@
 //! | manifest or index | 4 MiB | [`record::MAX_DOCUMENT`] |
 //! | image configuration | 8 MiB | [`record::MAX_CONFIG`] |
 //! | repository name, tag | 255, 128 bytes | [`reference`] |
+//! | the `auth` field of a request | 64 KiB | `auth` |
+//! | indexes in indexes | 8 | [`record`] |
+//! | items, bytes of one streamed message | 5000, 8 MiB | [`crate::stats::batches`] |
 //!
 //! - [`reference`], [`config`], [`record`]: names, configuration blobs, what is known of an image
 //! - `known`: the index; `sync`: how it follows the records

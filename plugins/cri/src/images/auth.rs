@@ -211,6 +211,14 @@ mod tests {
     }
 
     #[test]
+    fn an_endless_field_is_not_read() {
+        let of = |n: usize| STANDARD.encode(format!("u:{}", "p".repeat(n - 2)));
+        let most = MAX_AUTH / 4 * 3;
+        assert_eq!(decoded(&of(most)).unwrap().0, "u");
+        assert!(decoded(&of(most + 1)).is_err());
+    }
+
+    #[test]
     fn a_credential_goes_to_its_host_only() {
         for (server, host, theirs) in [
             ("https://h:5000/v1/", "h:5000", true),

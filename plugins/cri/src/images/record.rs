@@ -217,47 +217,4 @@ fn normal(arch: &str, variant: &str) -> (String, String) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(architecture: &str, variant: &str) -> EntryPlatform {
-        EntryPlatform {
-            architecture: architecture.into(),
-            os: "linux".into(),
-            variant: variant.into(),
-        }
-    }
-
-    fn host(architecture: &str, variant: &str) -> Platform {
-        Platform {
-            os: "linux".into(),
-            architecture: architecture.into(),
-            variant: variant.into(),
-        }
-    }
-
-    #[test]
-    fn the_nearest_platform_wins() {
-        let amd = host("amd64", "");
-        let of = |h: &Platform, a: &str, v: &str| rank(h, Some(&entry(a, v)));
-        assert_eq!(of(&amd, "amd64", "v1"), Some(0));
-        assert_eq!(of(&amd, "amd64", "v3"), None);
-        assert!(of(&amd, "386", "") > of(&amd, "amd64", ""));
-        assert_eq!(of(&amd, "arm64", ""), None);
-        let arm = host("arm64", "");
-        assert_eq!(of(&arm, "arm64", "v8"), Some(0));
-        assert!(of(&arm, "arm", "v7") < of(&arm, "arm", "v6"));
-        let windows = EntryPlatform {
-            os: "windows".into(),
-            ..entry("amd64", "")
-        };
-        assert_eq!(rank(&amd, Some(&windows)), None);
-        assert!(rank(&amd, None) > of(&amd, "386", ""));
-    }
-
-    #[test]
-    fn unknown_sizes_do_not_count() {
-        assert_eq!(sum([1, -1, 2]), 3);
-        assert_eq!(sum([i64::MAX, i64::MAX, i64::MAX]), u64::MAX);
-    }
-}
+mod tests;

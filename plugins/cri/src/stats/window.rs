@@ -18,6 +18,12 @@ use super::cgroup::Cgroup;
 use crate::Cri;
 use crate::store::pod::State;
 
+/// Defaults (containerd: stats_collect_period, stats_retention_period).
+const PERIOD: Duration = Duration::from_secs(1);
+const RETENTION: Duration = Duration::from_secs(120);
+/// No configuration asks more often.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 /// Samples of CPU time by id of pod or container.
 #[derive(Debug)]
 pub struct Collector {
@@ -63,11 +69,12 @@ impl Window {
 // === impl Collector ===
 
 impl Collector {
-    /// Samples each `period`; tells no rate older than `retention`.
+    /// Samples each `period`; tells no rate older than `retention`. Zero is the default of either.
     pub fn new(period: Duration, retention: Duration) -> Self {
+        let or = |d: Duration, default| if d.is_zero() { default } else { d };
         Self {
-            period: period.max(Duration::from_millis(10)),
-            retention,
+            period: or(period, PERIOD).max(SHORTEST),
+            retention: or(retention, RETENTION),
             windows: Mutex::default(),
             tasks: TaskSet::new(),
         }

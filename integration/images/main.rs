@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use corten_integration::registry::push;
 fn main() -> ExitCode {
     let args: Vec<_> = env::args().skip(1).collect();
     let [host, dir] = args.as_slice() else {
-        eprintln!("usage: corten-images HOST:PORT DIR");
+        let _ = writeln!(io::stderr(), "usage: corten-images HOST:PORT DIR");
         return ExitCode::from(2);
     };
     let dir = PathBuf::from(dir);
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     for image in cri_suite() {
         push(host, &image);
         let (path, tag) = image.repository();
-        println!("{path}:{tag} {}", image.digest);
+        let _ = writeln!(io::stdout(), "{path}:{tag} {}", image.digest);
         if path == "containerd/busybox" {
             let line = format!("BusyBoxByDigest = \"ghcr.io/{path}@{}\"\n", image.digest);
             fs::write(dir.join("images.toml"), line).expect("write images.toml");

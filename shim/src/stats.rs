@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use corten_oci::cgroup::{BlkioEntry, MemoryEntry, Stats};
+use corten_oci::cgroup::{BlkioEntry, MemoryEntry, Pressure, PressureLine, Stats};
 use corten_protos::any;
 use corten_protos::google::protobuf::Any;
 use corten_protos::io::containerd::cgroups::{v1, v2};
@@ -176,7 +176,7 @@ fn unified(stats: &Stats) -> v2::Metrics {
         }),
         io: Some(v2::IoStat {
             usage: unified_io(stats),
-            psi: None,
+            psi: stats.io_pressure.map(pressure),
         }),
         hugetlb: stats
             .hugetlb
@@ -209,7 +209,7 @@ fn unified_cpu(stats: &Stats) -> v2::CpuStat {
         nr_periods: s("nr_periods"),
         nr_throttled: s("nr_throttled"),
         throttled_usec: s("throttled_usec"),
-        psi: None,
+        psi: stats.cpu_pressure.map(pressure),
         nr_bursts: s("nr_bursts"),
         burst_usec: s("burst_usec"),
     }
@@ -260,7 +260,20 @@ fn unified_memory(stats: &Stats) -> v2::MemoryStat {
         swap_limit: stats.memory.swap.limit,
         max_usage: stats.memory.usage.max,
         swap_max_usage: stats.memory.swap.max,
-        psi: None,
+        psi: stats.memory_pressure.map(pressure),
+    }
+}
+
+fn pressure(p: Pressure) -> v2::PsiStats {
+    let line = |l: PressureLine| v2::PsiData {
+        avg10: l.avg10,
+        avg60: l.avg60,
+        avg300: l.avg300,
+        total: l.total,
+    };
+    v2::PsiStats {
+        some: p.some.map(line),
+        full: p.full.map(line),
     }
 }
 

@@ -74,6 +74,26 @@ pub struct Stats {
     /// name -> (handles, objects)
     pub rdma_current: BTreeMap<String, (u32, u32)>,
     pub rdma_max: BTreeMap<String, (u32, u32)>,
+    /// v2, where the kernel measures it.
+    pub cpu_pressure: Option<Pressure>,
+    pub memory_pressure: Option<Pressure>,
+    pub io_pressure: Option<Pressure>,
+}
+
+/// A `*.pressure` file: when some tasks waited, and when all did.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Pressure {
+    pub some: Option<PressureLine>,
+    pub full: Option<PressureLine>,
+}
+
+/// Shares of the last 10, 60 and 300 seconds in percent; microseconds since ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PressureLine {
+    pub avg10: f64,
+    pub avg60: f64,
+    pub avg300: f64,
+    pub total: u64,
 }
 
 /// Nanoseconds on v1; v2's microseconds are kept in `stat` and converted here.

@@ -1,7 +1,10 @@
 //! Owns the reading of numbers.
 
 use super::file::{keyed, number, text};
-use super::{BlkioEntry, CpuStats, HugetlbStats, MemoryEntry, MemoryStats, PidsStats, Stats};
+use super::{
+    BlkioEntry, CpuStats, HugetlbStats, MemoryEntry, MemoryStats, PidsStats, Pressure,
+    PressureLine, Stats,
+};
 use std::path::Path;
 
 /// v1 file -> containerd's list.
@@ -191,6 +194,79 @@ pub(crate) fn v2(dir: &Path, s: &mut Stats) {
             }
         }
     }
-    s.blkio = vec![("io".into(), entries)];
+    let (bytes, times): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|e| e.op.ends_with("bytes"));
+    s.blkio = vec![
+        ("io_service_bytes_recursive".into(), bytes),
+        ("io_serviced_recursive".into(), times),
+    ];
     s.hugetlb = hugetlb(dir, true);
+    let pressure = |name: &str| text(dir, name).map(|t| parse_pressure(&t));
+    s.cpu_pressure = pressure("cpu.pressure");
+    s.memory_pressure = pressure("memory.pressure");
+    s.io_pressure = pressure("io.pressure");
+}
+
+// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same for `full`.
+fn parse_pressure(text: &str) -> Pressure {
+    let line = |name: &str| {
+        let fields = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '))?;
+        let mut out = PressureLine::default();
+        for (key, value) in fields.split_whitespace().filter_map(|f| f.split_once('=')) {
+            match key {
+                "avg10" => out.avg10 = value.parse().ok()?,
+                "avg60" => out.avg60 = value.parse().ok()?,
+                "avg300" => out.avg300 = value.parse().ok()?,
+                "total" => out.total = value.parse().ok()?,
+                _ => {}
+            }
+        }
+        Some(out)
+    };
+    Pressure {
+        some: line("some"),
+        full: line("full"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unified_io_and_pressure() {
+        let dir = std::env::temp_dir().join(format!("corten-cgroup-stats-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+        put(
+            "io.stat",
+            "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n",
+        );
+        put(
+            "cpu.pressure",
+            "some avg10=1.50 avg60=0.20 avg300=0.00 total=77\n",
+        );
+        put("io.pressure", "some total=1\nfull avg10=x\n");
+        let mut s = Stats::default();
+        v2(&dir, &mut s);
+        let ops = |i: usize| {
+            s.blkio[i]
+                .1
+                .iter()
+                .map(|e| e.op.as_str())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(s.blkio[0].0, "io_service_bytes_recursive");
+        assert_eq!(ops(0), ["rbytes", "wbytes", "dbytes"]);
+        assert_eq!(ops(1), ["rios", "wios", "dios"]);
+        let cpu = s.cpu_pressure.unwrap();
+        let some = cpu.some.unwrap();
+        assert_eq!((some.avg10, some.avg60, some.total), (1.5, 0.2, 77));
+        assert_eq!(cpu.full, None);
+        assert_eq!(s.io_pressure.unwrap().full, None);
+        assert_eq!(s.memory_pressure, None);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -72,9 +72,13 @@ fn go_json(descriptors: &FileDescriptorSet, config: &mut prost_build::Config) {
             "#[derive(::serde::Serialize, ::serde::Deserialize)] #[serde(default)]",
         );
         for field in &message.field {
+            // prost spells `uidMappings` as Rust does; Go's JSON has it as the .proto text.
             config.field_attribute(
                 format!("{path}.{}", field.name()),
-                "#[serde(skip_serializing_if = \"crate::is_default\")]",
+                format!(
+                    "#[serde(rename = \"{}\", skip_serializing_if = \"crate::is_default\")]",
+                    field.name()
+                ),
             );
             if field.r#type() == Type::Bytes {
                 config.field_attribute(

@@ -108,7 +108,8 @@ impl Servers {
             Calls::new(l.grpc_metrics.grpc_histogram)
         };
         let tracer = plugins.all::<kinds::Tracing>().pop().map(|(_, t)| t);
-        let layer = CallLayer::new(in_flight.clone(), calls.clone()).traced_by(tracer.clone(), l.log_trace_id);
+        let layer = CallLayer::new(in_flight.clone(), calls.clone())
+            .traced_by(tracer.clone(), l.log_trace_id);
         let services: Vec<_> = plugins
             .all::<kinds::Grpc>()
             .into_iter()

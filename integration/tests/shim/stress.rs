@@ -79,12 +79,8 @@ pub(crate) async fn true_containers(h: Arc<Host>) {
     in_lanes(count, move |number| {
         let host = host.clone();
         async move {
-            life(
-                host.container(&format!("t{number}"), &["true"])
-                    .make()
-                    .await,
-            )
-            .await
+            let made = host.container(&format!("t{number}"), &["true"]);
+            life(made.make().await).await;
         }
     })
     .await;

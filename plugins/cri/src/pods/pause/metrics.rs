@@ -11,9 +11,14 @@ use corten_sys::mountinfo;
 /// Of the kernel's times in `cpuacct.stat`: 1/100 s on every architecture of ours.
 const TICK: u64 = 10_000_000;
 
-/// Fills fields of a message from the numbers of those names.
+/// Fills a message from the numbers of those names; `partly`: all that are named.
 macro_rules! fill {
     ($numbers:expr, $message:ident { $($field:ident = $name:literal),* $(,)? }) => {{
+        let numbers = &$numbers;
+        let get = |name: &str| numbers.get(name).copied().unwrap_or(0);
+        $message { $($field: get($name),)* }
+    }};
+    (partly $numbers:expr, $message:ident { $($field:ident = $name:literal),* $(,)? }) => {{
         let numbers = &$numbers;
         let get = |name: &str| numbers.get(name).copied().unwrap_or(0);
         $message { $($field: get($name),)* ..Default::default() }
@@ -139,7 +144,7 @@ fn memory_of(dir: &Path) -> v1::MemoryStat {
         swap: entry("memsw."),
         kernel: entry("kmem."),
         kernel_tcp: entry("kmem.tcp."),
-        ..fill!(numbers, MemoryStat {
+        ..fill!(partly numbers, MemoryStat {
             cache = "cache",
             rss = "rss",
             rss_huge = "rss_huge",
@@ -188,7 +193,7 @@ fn unified(dir: &Path) -> v2::Metrics {
             current: number(&dir.join("pids.current")),
             limit: number(&dir.join("pids.max")),
         }),
-        cpu: Some(fill!(cpu, CpuStat {
+        cpu: Some(fill!(partly cpu, CpuStat {
             usage_usec = "usage_usec",
             user_usec = "user_usec",
             system_usec = "system_usec",
@@ -205,7 +210,7 @@ fn unified(dir: &Path) -> v2::Metrics {
             swap_limit: number(&dir.join("memory.swap.max")),
             max_usage: number(&dir.join("memory.peak")),
             swap_max_usage: number(&dir.join("memory.swap.peak")),
-            ..fill!(memory, MemoryStat {
+            ..fill!(partly memory, MemoryStat {
                 anon = "anon",
                 file = "file",
                 kernel_stack = "kernel_stack",

@@ -34,11 +34,13 @@ pub fn cri_suite() -> Vec<Image> {
         busybox(),
         recipe("ghcr.io/containerd/alpine:3.14.0")
             .layer(Layer::gzip(base()))
-            .layer(Layer::gzip(Tarball::new().file(
-                "etc/os-release",
-                0o644,
-                "NAME=\"Alpine Linux\"\nID=alpine\n",
-            )))
+            .layer(Layer::gzip(
+                Tarball::new().symlink("bin/sh", "/bin/busybox").file(
+                    "etc/os-release",
+                    0o644,
+                    "NAME=\"Alpine Linux\"\nID=alpine\n",
+                ),
+            ))
             .build(),
         nginx(),
         consumer(),

@@ -87,13 +87,10 @@ pub fn updated(record: &Sandbox) -> Updated {
         .unwrap_or_default()
 }
 
-/// Stores the pod's metadata as they are now.
-///
-/// # Errors
-/// Of the store.
-pub async fn save(cri: &Cri, pod: &Pod) -> Result<Sandbox> {
+/// The part of a pod's record that changes with its metadata.
+fn current(pod: &Pod) -> Result<Sandbox> {
     let extension = extension(&pod.metadata.read())?;
-    let record = Sandbox {
+    Ok(Sandbox {
         sandbox_id: pod.id.clone(),
         runtime: Some(sandbox::Runtime {
             name: pod.runtime.clone(),
@@ -101,8 +98,15 @@ pub async fn save(cri: &Cri, pod: &Pod) -> Result<Sandbox> {
         }),
         extensions: [(METADATA.to_owned(), extension)].into(),
         ..Sandbox::default()
-    };
-    write(cri, record, &[&format!("extensions.{METADATA}")]).await
+    })
+}
+
+/// Stores the pod's metadata as they are now.
+///
+/// # Errors
+/// Of the store.
+pub async fn save(cri: &Cri, pod: &Pod) -> Result<Sandbox> {
+    write(cri, current(pod)?, &[&format!("extensions.{METADATA}")]).await
 }
 
 /// Stores what the controller told of a pod that runs, which completes its record.
@@ -115,17 +119,10 @@ pub async fn complete(
     started: &ControllerStartResponse,
     spec: Option<Any>,
 ) -> Result<Sandbox> {
-    let extension = extension(&pod.metadata.read())?;
     let record = Sandbox {
-        sandbox_id: pod.id.clone(),
-        runtime: Some(sandbox::Runtime {
-            name: pod.runtime.clone(),
-            options: None,
-        }),
         spec: started.spec.clone().or(spec),
         labels: started.labels.clone(),
-        extensions: [(METADATA.to_owned(), extension)].into(),
-        ..Sandbox::default()
+        ..current(pod)?
     };
     let paths = [&format!("extensions.{METADATA}"), "spec", "labels"];
     write(cri, record, &paths).await

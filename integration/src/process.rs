@@ -33,6 +33,24 @@ pub fn patience() -> u32 {
     })
 }
 
+/// Writes the program `text` to `path`. Another process does it: of a file that this one writes, a
+/// child that another thread makes meanwhile is a writer too until it execs, and the kernel runs no
+/// file that is being written (`ETXTBSY`).
+pub fn program(path: &Path, text: &str) {
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("run install");
+    let written = install.stdin.take().unwrap().write_all(text.as_bytes());
+    let status = install.wait().unwrap();
+    assert!(
+        written.is_ok() && status.success(),
+        "write {path:?}: {status}"
+    );
+}
+
 /// A command about to run.
 #[derive(Debug)]
 pub struct Cmd {

@@ -1,13 +1,12 @@
 //! Mistakes in the config, the keys that change what the daemon does, and clients of other languages.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use corten_integration::case::Case;
 use corten_integration::daemon::{Daemon, Setup};
 use corten_integration::images;
-use corten_integration::process::Cmd;
+use corten_integration::process::{Cmd, program};
 use corten_integration::runner::Test;
 use corten_integration::tests;
 
@@ -111,8 +110,7 @@ fn finds_programs_that_were_installed(c: &Case) {
     ctr(c, &daemon, "install").arg(&image.name).ok();
     assert!(opt.join("bin/busybox").exists(), "installed below {opt:?}");
     let shim = opt.join("bin/containerd-shim-installed-v1");
-    fs::write(&shim, "#!/bin/sh\necho found in $PATH >&2; exit 3\n").unwrap();
-    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&shim, "#!/bin/sh\necho found in $PATH >&2; exit 3\n");
     let run = ctr(c, &daemon, "run --runtime io.containerd.installed.v1");
     let done = run.args([&image.name, "a", "true"]).run();
     let found = format!("found in {}", opt.join("bin").display());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use corten_integration::case::Case;
 use corten_integration::ctr::Client;
 use corten_integration::images;
-use corten_integration::process::eventually;
+use corten_integration::process::{eventually, program};
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 use serde_json::Value;
@@ -78,9 +78,7 @@ fn edits_a_blob(c: &Case) {
     let image = images::busybox();
     c.has(&image);
     let editor = c.file("editor");
-    fs::write(&editor, "#!/bin/sh\nsed -i 's/amd64/arm64/' \"$1\"\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&editor, mode).unwrap();
+    program(&editor, "#!/bin/sh\nsed -i 's/amd64/arm64/' \"$1\"\n");
     c.ctr("content edit --validate json")
         .arg(image.config())
         .fails("validating the edit result not supported");

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,7 +16,7 @@ use corten_integration::consistency;
 use corten_integration::daemon::Setup;
 use corten_integration::images;
 use corten_integration::leaks;
-use corten_integration::process::{Cmd, eventually};
+use corten_integration::process::{Cmd, eventually, program};
 use corten_integration::registry::{Tiny, Trick};
 use corten_integration::runner::Test;
 use corten_integration::tests;
@@ -417,8 +416,7 @@ fn survives_a_broken_shim(c: &Case) {
     ];
     for (name, script) in scripts {
         let path = c.file(&format!("containerd-shim-{name}-v1"));
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program(&path, &format!("#!/bin/sh\n{script}\n"));
         let runtime = format!("--rm --runtime {}", path.display());
         let done = c.run(&runtime, name, &["true"]).run();
         assert_ne!(done.code(), 0, "{}", done.report());

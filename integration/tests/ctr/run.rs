@@ -4,6 +4,7 @@ use std::fs;
 
 use corten_integration::case::Case;
 use corten_integration::images;
+use corten_integration::process::program;
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 
@@ -412,9 +413,7 @@ fn logs_to_a_program(c: &Case) {
          cat <&3 >> {0} &\ncat <&4 >> {0} &\nwait\n",
         file.display()
     );
-    fs::write(&script, text).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&script, mode).unwrap();
+    program(&script, &text);
     let flags = format!("-d --log-uri binary://{}?key=value", script.display());
     c.run(&flags, "a", &["sh", "-c", "echo out; echo err >&2"])
         .ok();

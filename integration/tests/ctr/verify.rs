@@ -1,12 +1,11 @@
 //! Image verifiers: programs of the administrator that may refuse an image before it is pulled.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use corten_integration::case::Case;
 use corten_integration::daemon::{Daemon, Setup};
 use corten_integration::images;
-use corten_integration::process::Cmd;
+use corten_integration::process::{Cmd, program};
 use corten_integration::registry::{Tiny, Trick};
 use corten_integration::runner::Test;
 use corten_integration::tests;
@@ -23,9 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
 fn daemon(c: &Case, script: &str) -> Daemon {
     let dir = c.file("verifiers");
     fs::create_dir_all(&dir).unwrap();
-    let program = dir.join("judge");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&dir.join("judge"), &format!("#!/bin/sh\n{script}\n"));
     let extra = format!(
         "[plugins.'io.containerd.image-verifier.v1.bindir']\nbin_dir = \"{}\"\n\
          per_verifier_timeout = \"1s\"\n",

@@ -1,11 +1,11 @@
 //! Standard streams beside fifos: terminals of loggers and files, streams that clients open on the shim's socket.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use corten_integration::process::program;
 use corten_protos::any;
 use corten_protos::containerd::services::streaming::v1::StreamInit;
 use corten_protos::containerd::types::transfer::{Data, WindowUpdate};
@@ -21,8 +21,7 @@ use crate::host::{Host, is_reference, until};
 fn logger(h: &Host, ready: &str) -> PathBuf {
     let path = h.base.join("logger");
     let script = format!("#!/bin/sh\n{ready}\nexec 5>&-\nexec /bin/cat <&3 >\"$2\"\n");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&path, &script);
     path
 }
 

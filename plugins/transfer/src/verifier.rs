@@ -321,9 +321,12 @@ mod tests {
     use super::*;
 
     fn program(dir: &Path, name: &str, script: &str) {
-        let path = dir.join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // A child that another test's thread makes while this process writes the file is a writer
+        // too until it execs, and no file runs that is being written.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\" && chmod 755 \"$1\"";
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-c", write, "sh"]).arg(dir.join(name)).arg(script);
+        assert!(sh.status().unwrap().success());
     }
 
     fn bin_dir(dir: &Path, max_verifiers: i64) -> BinDir {

@@ -217,7 +217,6 @@ impl Binary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     /// A runtime of a few lines: it leaves a sleeper, or a process that ends soon.
     const FAKE: &str = r#"#!/bin/sh
@@ -242,8 +241,11 @@ esac
         let dir = std::env::temp_dir().join(format!("corten-fake-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let program = dir.join("fake");
-        std::fs::write(&program, FAKE).unwrap();
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        // Written by another process: no file runs of which a child of another thread of this one
+        // is a writer still.
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-c", "printf %s \"$2\" >\"$1\" && chmod 755 \"$1\"", "sh"]);
+        assert!(sh.arg(&program).arg(FAKE).status().unwrap().success());
         let options = Options {
             binary_name: program.to_str().unwrap().into(),
             root: dir.join("root").to_str().unwrap().into(),

@@ -23,13 +23,13 @@ pub(crate) fn tests() -> Vec<Test> {
     ]);
     all.extend(tests![
         speaks_with_a_shim,
-        edits_a_blob,
         mounts_a_snapshot_for_a_while,
         runs_a_sandbox,
         inspects_a_runtime_with_options,
         lists_deprecations_as_json,
     ]);
-    let quiet = with_both_clients(tests![prints_mounts_of_what_it_prepares]);
+    let mut quiet = with_both_clients(tests![prints_mounts_of_what_it_prepares]);
+    quiet.extend(tests![edits_a_blob]);
     all.extend(quiet.into_iter().map(Test::quiet_daemon));
     all
 }

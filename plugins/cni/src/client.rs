@@ -338,25 +338,17 @@ impl Cni {
         Ok(())
     }
 
-    /// Takes back what pods hold that are no more: every recorded attachment that is `owned` and not `valid`, with
-    /// the configuration it was made with. Then the plugins of the current networks are told what is left, which
-    /// includes the attachments of others in the same folder. `owned` says of the CNI_ARGS whether they are the
-    /// caller's. Pods that this process set up are never garbage.
+    /// Takes back what pods hold that are no more: every recorded attachment that is `garbage`, with the configuration
+    /// it was made with. Then the plugins of the current networks are told what is left, which includes the attachments
+    /// of others in the same folder. Pods that this process set up are never garbage. Not to be called while pods are
+    /// being set up: plugins take back what they were not told of.
     ///
     /// # Errors
     /// Those of the first that failed, after trying all.
-    pub async fn gc(
-        &self,
-        valid: &[Valid],
-        owned: impl Fn(&[(String, String)]) -> bool + Send + Sync,
-    ) -> Result<()> {
+    pub async fn gc(&self, garbage: impl Fn(&Attachment) -> bool + Send + Sync) -> Result<()> {
         let mut first = None;
         for a in self.attachments(None).await? {
-            let key = Valid {
-                container: a.container.clone(),
-                interface: a.interface.clone(),
-            };
-            if valid.contains(&key) || self.live.lock().contains(&a.container) || !owned(&a.args) {
+            if self.live.lock().contains(&a.container) || !garbage(&a) {
                 continue;
             }
             let _one = self.locks.lock(a.container.clone()).await;

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use corten_core::json::nullable;
 use corten_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -373,15 +374,6 @@ impl<'de> Deserialize<'de> for Cidr {
 
 fn is_zero(n: &u32) -> bool {
     *n == 0
-}
-
-/// Go's marshaller writes `null` for what is empty.
-fn nullable<'de, D, T>(d: D) -> std::result::Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
 /// Go's marshaller writes `""` for an address that is none.

@@ -159,7 +159,7 @@ async fn pods_talk_over_a_bridge_and_give_their_addresses_back() {
     n.ground.reboot(&pods[2].netns);
     n.cni.remove(&pods[2]).await.unwrap();
     let again = Cni::open(n.cni.options().clone()).await.unwrap();
-    again.gc(&[], |_| true).await.unwrap();
+    again.gc(|_| true).await.unwrap();
     assert!(n.leased("a").is_empty() && n.leased("b").is_empty());
     for pod in &pods {
         n.cni.remove(pod).await.unwrap();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corten_cni::chain::Valid;
+use corten_cni::cache::Attachment;
 use corten_cni::{Capabilities, Cni, Options, Pod};
 use corten_core::Kind;
 use serde_json::{Value, json};
@@ -403,17 +403,14 @@ async fn pods_do_not_wait_for_each_other_and_one_pod_takes_turns() {
     let verbs: Vec<_> = f.log().iter().map(|l| l[4..7].to_owned()).collect();
     assert_eq!(verbs, ["two", "one"].repeat(8));
 
-    // Garbage: what is not named as valid, is the caller's, and was not made by this process.
+    // Garbage: what the caller says, and was not made by this process.
     let cni = Cni::open(f.cni.options().clone()).await.unwrap();
-    let valid = [Valid {
-        container: "p1".into(),
-        interface: "eth0".into(),
-    }];
-    cni.gc(&valid, |_| false).await.unwrap();
-    f.cni.gc(&valid, |_| true).await.unwrap();
+    cni.gc(|_| false).await.unwrap();
+    f.cni.gc(|_| true).await.unwrap();
     assert_eq!(cni.attachments(None).await.unwrap().len(), 11);
-    let mine = |args: &[(String, String)]| args.iter().any(|(k, _)| k == "K8S_POD_NAME");
-    cni.gc(&valid, mine).await.unwrap();
+    let mine =
+        |a: &Attachment| a.container != "p1" && a.args.iter().any(|(k, _)| k == "K8S_POD_NAME");
+    cni.gc(mine).await.unwrap();
     let left = cni.attachments(None).await.unwrap();
     assert_eq!((left.len(), left[0].container.as_str()), (1, "p1"));
 }
@@ -429,7 +426,7 @@ async fn versions_are_negotiated_and_new_verbs_used_where_they_exist() {
     assert_eq!(f.stdin("one.ADD.stdin")["cniVersion"], "1.0.0");
     // 1.0.0 has no STATUS and no GC.
     f.cni.status().await.unwrap();
-    f.cni.gc(&[], |_| true).await.unwrap();
+    f.cni.gc(|_| true).await.unwrap();
     assert!(!f.said("one.STATUS.stdin").exists() && !f.said("one.GC.stdin").exists());
 
     f.how(
@@ -444,7 +441,7 @@ async fn versions_are_negotiated_and_new_verbs_used_where_they_exist() {
     );
     std::fs::remove_file(f.said("one.STATUS.fail")).unwrap();
     f.cni.status().await.unwrap();
-    f.cni.gc(&[], |_| true).await.unwrap();
+    f.cni.gc(|_| true).await.unwrap();
     let wanted = json!([{"containerID": "pod-1", "ifname": "eth0"}]);
     assert_eq!(f.stdin("one.GC.stdin")["cni.dev/valid-attachments"], wanted);
     assert_eq!(f.stdin("one.GC.stdin")["cni.dev/attachments"], wanted);
@@ -453,7 +450,7 @@ async fn versions_are_negotiated_and_new_verbs_used_where_they_exist() {
     conf["disableCheck"] = true.into();
     f.conf("10-a.conflist", &conf);
     f.cni.load().await.unwrap();
-    f.cni.gc(&[], |_| true).await.unwrap();
+    f.cni.gc(|_| true).await.unwrap();
     assert!(!f.said("one.GC.stdin").exists());
 
     f.how(

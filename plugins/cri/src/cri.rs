@@ -18,6 +18,7 @@ use corten_core::{Namespace, Scope};
 use crate::config;
 use crate::events::Hub;
 use crate::images::Images;
+use crate::metrics::Metrics;
 use crate::pods::pause::Pause;
 use crate::spec::Specs;
 use crate::stats::Collector;
@@ -62,6 +63,8 @@ pub struct Cri {
     /// What the shims of the handlers can do.
     pub handlers: Handlers,
     pub hub: Hub,
+    /// For Prometheus.
+    pub metrics: Arc<Metrics>,
     pub collector: Arc<Collector>,
     /// None where the plugin did not start.
     pub nri: Option<Arc<dyn Nri>>,

@@ -30,7 +30,7 @@ pub const HELD: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Hub {
     inner: Mutex<Inner>,
-    dropped: AtomicU64,
+    dropped: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +42,14 @@ struct Inner {
 // === impl Hub ===
 
 impl Hub {
+    /// Counts there what nobody reads.
+    pub fn counting(dropped: Arc<AtomicU64>) -> Self {
+        Self {
+            dropped,
+            ..Self::default()
+        }
+    }
+
     /// Tells all readers.
     pub fn send(&self, event: ContainerEventResponse) {
         let mut inner = self.inner.lock();

@@ -59,6 +59,8 @@ pub use plugin::{CriService, registration};
 pub use record::ImageRecord;
 pub use rootfs::Rootfs;
 
+use crate::metrics::Metrics;
+
 /// The images of the CRI's namespace.
 pub struct Images {
     ns: Namespace,
@@ -85,6 +87,7 @@ pub struct Images {
     roots: BTreeMap<String, PathBuf>,
     usages: usage::Usages,
     volumes: volume::Volumes,
+    metrics: Arc<Metrics>,
     tasks: TaskSet,
 }
 
@@ -105,6 +108,7 @@ pub struct Parts {
     pub state: PathBuf,
     /// Where image volumes are mounted. Volatile.
     pub volumes: PathBuf,
+    pub metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -168,6 +172,7 @@ impl Images {
             roots: parts.roots,
             usages: usage::Usages::default(),
             volumes: volume::Volumes::new(parts.volumes),
+            metrics: parts.metrics,
             tasks: TaskSet::new(),
         })
     }

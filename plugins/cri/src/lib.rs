@@ -9,14 +9,15 @@
 //! - [`pods`]: sandboxes, their namespaces and networks; [`status`], [`events`]
 //! - [`containers`]: containers, exec, attach; [`logs`]
 //! - [`images`], [`stats`]: what they say
+//! - [`metrics`]: figures for Prometheus
 //! - [`spec`]: from CRI messages to an OCI runtime spec
 //! - `nri`: what plugins of other processes are told, and what they change
 //! - [`streaming`]: exec, attach and port-forward over SPDY and WebSocket
 //! - [`plugin`]: how all of it starts
 //!
-//! Four plugins are registered, as containerd has them: `io.containerd.cri.v1.images`, `io.containerd.cri.v1.runtime`
+//! Five plugins are registered, all but the last as containerd has them: `io.containerd.cri.v1.images`, `io.containerd.cri.v1.runtime`
 //! (its instance is the configuration), `io.containerd.podsandbox.controller.v1.podsandbox` (pods with a pause
-//! container) and `io.containerd.grpc.v1.cri` (the services on the wire).
+//! container), `io.containerd.grpc.v1.cri` (the services on the wire) and `io.containerd.metrics.v1.cri`.
 //!
 //! # Limits
 //! | what | limit |
@@ -36,6 +37,7 @@ pub mod cri;
 pub mod events;
 pub mod images;
 pub mod logs;
+pub mod metrics;
 mod nri;
 pub mod plugin;
 pub mod pods;

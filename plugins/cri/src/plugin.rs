@@ -16,7 +16,9 @@ use tracing::warn;
 
 use crate::config::{self, PODSANDBOX};
 use crate::cri::NAMESPACE;
+use crate::events::Hub;
 use crate::images::{CriService, Images};
+use crate::metrics::Metrics;
 use crate::pods::pause::Pause;
 use crate::service::Service;
 use crate::spec::Specs;
@@ -28,11 +30,13 @@ use crate::{Cri, containers, pods, stats, status};
 /// All plugins of this crate.
 pub fn registrations() -> Vec<Registration> {
     let pause = Arc::new(Pause::default());
+    let metrics = Arc::new(Metrics::default());
     vec![
-        crate::images::registration(),
+        crate::metrics::registration(metrics.clone()),
+        crate::images::registration(metrics.clone()),
         runtime(),
         podsandbox(pause.clone()),
-        cri(pause),
+        cri(pause, metrics),
     ]
 }
 
@@ -62,7 +66,7 @@ fn podsandbox(pause: Arc<Pause>) -> Registration {
         })
 }
 
-fn cri(pause: Arc<Pause>) -> Registration {
+fn cri(pause: Arc<Pause>, metrics: Arc<Metrics>) -> Registration {
     Registration::new::<kinds::Grpc>("cri")
         .requires::<CriService>()
         .requires::<kinds::PodSandbox>()
@@ -77,7 +81,7 @@ fn cri(pause: Arc<Pause>) -> Registration {
             Box::pin(async move {
                 cx.host_platform();
                 cx.export("CRIVersion", "v1");
-                let cri = open(cx, grpc, pause).await?;
+                let cri = open(cx, grpc, pause, metrics).await?;
                 up(&cri).await?;
                 Ok(Arc::new(Service(cri)) as Arc<dyn GrpcService>)
             })
@@ -88,6 +92,7 @@ async fn open(
     cx: &mut Context,
     grpc: config::Grpc,
     pause: Arc<Pause>,
+    metrics: Arc<Metrics>,
 ) -> Result<Arc<Cri>, InitError> {
     let wrong = |what: &str| BoxError::from(format!("plugin {what} is not what it is here"));
     let runtime = cx.by_id::<CriService>("runtime")?;
@@ -131,7 +136,8 @@ async fn open(
         specs: Arc::new(specs),
         networks,
         handlers: status::handlers(&runtime.containerd, tasks.as_ref()).await,
-        hub: Default::default(),
+        hub: Hub::counting(metrics.events_dropped.clone()),
+        metrics,
         collector: Arc::new(Collector::new(
             runtime.stats_collect_period,
             runtime.stats_retention_period,

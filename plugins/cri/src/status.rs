@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Instant;
 
 use corten_cni::template::{Value as Field, render};
 use corten_core::runtime::Tasks;
@@ -20,6 +21,7 @@ use tracing::{debug, info};
 
 use crate::Cri;
 use crate::config::Containerd;
+use crate::metrics::Operation;
 use crate::pods::network::DEFAULT;
 use crate::pods::options;
 
@@ -126,7 +128,10 @@ impl Cri {
             return Ok(done);
         }
         let cni = &self.networks[DEFAULT];
-        if cni.status().await.is_ok() || cni.load().await.is_ok() {
+        let began = Instant::now();
+        let status = cni.status().await;
+        self.metrics.asked(Operation::Status, began, &status);
+        if status.is_ok() || cni.load().await.is_ok() {
             info!("the network is ready, its configuration is not written from the template");
             return Ok(done);
         }

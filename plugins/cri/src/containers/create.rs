@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use corten_core::rollback::Rollback;
 use corten_core::{Context, Error, Kind, Labels, Mount as Recipe, Result, Scope};
@@ -23,6 +23,7 @@ use super::{record, state, volumes};
 use crate::config::Handler;
 use crate::cri::Cri;
 use crate::images::{ImageRecord, Rootfs};
+use crate::metrics::Timer;
 use crate::pods::pause::files;
 use crate::pods::{self, options, request};
 use crate::spec::{self, ContainerInput, ImageConfig, PodFiles};
@@ -54,6 +55,7 @@ impl Cri {
         self: &Arc<Self>,
         r: CreateContainerRequest,
     ) -> Result<CreateContainerResponse> {
+        let began = Instant::now();
         let mut undo = Rollback::new();
         let _block = self.block_plugins().await;
         // Boxed: it is large, and most of its life it waits.
@@ -64,6 +66,8 @@ impl Cri {
                 self.announce(&container.id, &container.sandbox_id, created)
                     .await;
                 self.nri_created(&container).await;
+                self.metrics
+                    .took(Timer::ContainerCreate, &container.runtime, began);
                 Ok(CreateContainerResponse {
                     container_id: container.id.clone(),
                 })

@@ -1,6 +1,7 @@
 //! ListContainers and StreamContainers.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use corten_core::Result;
 use corten_protos::runtime::v1::{
@@ -10,6 +11,7 @@ use corten_protos::runtime::v1::{
 use futures::StreamExt;
 
 use crate::cri::Cri;
+use crate::metrics::Timer;
 use crate::service::Answers;
 use crate::store::Container;
 
@@ -23,9 +25,10 @@ impl Cri {
         &self,
         r: ListContainersRequest,
     ) -> Result<ListContainersResponse> {
-        Ok(ListContainersResponse {
-            containers: self.listed(r.filter),
-        })
+        let began = Instant::now();
+        let containers = self.listed(r.filter);
+        self.metrics.took(Timer::ContainerList, "", began);
+        Ok(ListContainersResponse { containers })
     }
 
     /// In batches; no message for no container.
@@ -36,7 +39,9 @@ impl Cri {
         &self,
         r: StreamContainersRequest,
     ) -> Result<Answers<StreamContainersResponse>> {
+        let began = Instant::now();
         let all = self.listed(r.filter);
+        self.metrics.took(Timer::ContainerStream, "", began);
         let batches: Vec<_> = batches(all)
             .map(|containers| Ok(StreamContainersResponse { containers }))
             .collect();

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_core::{Context, Kind, Result};
 use corten_protos::runtime::v1::{
@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::state::{Work, Working};
 use crate::cri::Cri;
+use crate::metrics::Timer;
 use crate::store::Container;
 
 impl Cri {
@@ -26,6 +27,7 @@ impl Cri {
         self: &Arc<Self>,
         r: RemoveContainerRequest,
     ) -> Result<RemoveContainerResponse> {
+        let began = Instant::now();
         let container = match self.containers.get(&r.container_id) {
             Ok(container) => container,
             Err(e) if e.kind() == Kind::NotFound => return Ok(RemoveContainerResponse {}),
@@ -55,6 +57,8 @@ impl Cri {
         let deleted = ContainerEventType::ContainerDeletedEvent;
         self.announce(&container.id, &container.sandbox_id, deleted)
             .await;
+        self.metrics
+            .took(Timer::ContainerRemove, &container.runtime, began);
         Ok(RemoveContainerResponse {})
     }
 

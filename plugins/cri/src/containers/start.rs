@@ -5,7 +5,7 @@
 //! it is unknown, so that removing it tries again.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use corten_core::runtime::{CreateOptions, Task};
 use corten_core::{Any, Context, Error, Kind, Result};
@@ -25,6 +25,7 @@ use super::signal;
 use super::state::{self, Work, Working};
 use crate::config::Handler;
 use crate::cri::Cri;
+use crate::metrics::Timer;
 use crate::pods::{options, request};
 use crate::store::pod::State;
 use crate::store::{Container, Pod};
@@ -41,6 +42,7 @@ impl Cri {
         self: &Arc<Self>,
         r: StartContainerRequest,
     ) -> Result<StartContainerResponse> {
+        let began = Instant::now();
         let container = self.containers.get(&r.container_id)?;
         let working = Working::begin(&container, Work::Starting)
             .await
@@ -57,8 +59,11 @@ impl Cri {
                 started = this.start_now(&container) => started,
                 () = tell.closed() => Err(Error::new(Kind::Canceled, Kind::Canceled.words())),
             };
-            if let Err(error) = &started {
-                this.undo_start(&container, error).await;
+            match &started {
+                Ok(()) => this
+                    .metrics
+                    .took(Timer::ContainerStart, &container.runtime, began),
+                Err(error) => this.undo_start(&container, error).await,
             }
             drop(working);
             // A client that has gone will ask again.

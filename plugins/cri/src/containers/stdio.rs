@@ -97,6 +97,7 @@ impl Cri {
 
     fn copy_streams(&self, container: &Container, ends: Ends, log: Option<Arc<LogFile>>) {
         let max_line = self.runtime.max_container_log_line_size;
+        let log = log.map(|file| (file, self.metrics.logs.clone()));
         let copier = Copier::start(&self.background, ends, log, max_line);
         *container.io.write() = Some(Arc::new(copier));
     }

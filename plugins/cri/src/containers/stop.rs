@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_core::runtime::Task;
 use corten_core::{Context, Kind, Result};
@@ -15,11 +15,10 @@ use tracing::{info, warn};
 use super::exit::Exit;
 use super::signal;
 use crate::cri::Cri;
+use crate::metrics::Timer;
 use crate::spec::signals;
 use crate::store::Container;
 
-/// Tries, when the container ends by itself and its shim goes just while it is being stopped.
-const TRIES: u32 = 3;
 /// How long the end of a container whose task is gone is waited for.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -32,6 +31,7 @@ impl Cri {
         self: &Arc<Self>,
         r: StopContainerRequest,
     ) -> Result<StopContainerResponse> {
+        let began = Instant::now();
         let container = match self.containers.get(&r.container_id) {
             Ok(container) => container,
             Err(e) if e.kind() == Kind::NotFound => return Ok(StopContainerResponse {}),
@@ -41,6 +41,8 @@ impl Cri {
         let patience = Duration::from_secs(u64::try_from(r.timeout).unwrap_or(0));
         self.stop(&container, patience).await?;
         self.nri_stop(&container).await;
+        self.metrics
+            .took(Timer::ContainerStop, &container.runtime, began);
         Ok(StopContainerResponse {})
     }
 
@@ -59,27 +61,6 @@ impl Cri {
 
     /// Stops it, gently within `patience`.
     pub(crate) async fn stop(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-        patience: Duration,
-    ) -> Result<()> {
-        let mut tried = 1;
-        loop {
-            match self.try_stop(container, patience).await {
-                // "ttrpc: closed" has no class.
-                Err(e) if e.kind() == Kind::Unknown && tried < TRIES => {
-                    warn!(container.id = %container.id, error = %e, "stop a container");
-                    let pause = Duration::from_millis(u64::from(100 * tried * tried));
-                    let mut stopped = container.stopped.subscribe();
-                    let _ = tokio::time::timeout(pause, stopped.wait_for(|s| *s)).await;
-                    tried += 1;
-                }
-                other => return other,
-            }
-        }
-    }
-
-    async fn try_stop(
         self: &Arc<Self>,
         container: &Arc<Container>,
         patience: Duration,

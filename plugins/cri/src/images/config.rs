@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use corten_core::json::nullable;
 use corten_core::{Digest, Error, Result};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What the image's maker wrote (image-spec, config).
@@ -171,15 +172,6 @@ impl Process {
             Err(_) => (None, user.to_owned()),
         }
     }
-}
-
-/// `null` is the default.
-pub(super) fn nullable<'de, D, T>(d: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use corten_sys::blocking;
 
 use super::{Images, Parts};
 use crate::cri::NAMESPACE;
+use crate::metrics::Metrics;
 
 /// The parts of the CRI that are plugins of their own: `images`, `runtime`. Who uses one knows its type.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ impl Kind for CriService {
 }
 
 /// The plugin; its instance is [`Images`].
-pub fn registration() -> Registration {
+pub fn registration(metrics: Arc<Metrics>) -> Registration {
     Registration::new::<CriService>("images")
         .requires::<kinds::Metadata>()
         .requires::<kinds::Snapshotter>()
@@ -65,6 +66,7 @@ pub fn registration() -> Registration {
                     volumes: cx
                         .daemon_state()
                         .join("io.containerd.grpc.v1.cri/image-volumes"),
+                    metrics,
                 };
                 let discard = config.discard_unpacked_layers;
                 let images = blocking(move || Images::new(parts, config)).await?;

@@ -107,6 +107,7 @@ impl Images {
         snapshotter: &str,
     ) -> Result<String> {
         let began = Instant::now();
+        let pull = self.metrics.pull();
         let reference = named.to_string();
         let bytes = self
             .fetch(&reference, auth, snapshotter)
@@ -146,6 +147,7 @@ impl Images {
             took = ?began.elapsed(),
             "pulled image"
         );
+        pull.done(bytes);
         Ok(record.id)
     }
 

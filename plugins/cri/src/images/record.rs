@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use corten_core::content::{Content, read_blob};
 use corten_core::images::{INDEXES, MANIFESTS};
+use corten_core::json::nullable;
 use corten_core::protos::containerd::services::images::v1::Image;
 use corten_core::{Context, Descriptor, Digest, Error, Kind, Namespace, Result};
 use corten_registry::Platform;
 use serde::Deserialize;
 
-use super::config::{ImageConfig, nullable};
+use super::config::ImageConfig;
 use super::labels::{PINNED, PINNED_VALUE};
 use super::reference::tags_and_digests;
 

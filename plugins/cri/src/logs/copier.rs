@@ -4,6 +4,7 @@
 //! the shim has closed its ends, or when the [`Copier`] is dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use super::{Lines, LogFile};
+use crate::metrics::Logs;
 
 /// How long an attached client may hold up the container.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +55,12 @@ struct Output {
 
 impl Copier {
     /// Starts to copy. The shim must have opened its ends: one that nobody has opened yet looks like the end.
-    pub fn start(tasks: &TaskSet, ends: Ends, log: Option<Arc<LogFile>>, max_line: i64) -> Self {
+    pub fn start(
+        tasks: &TaskSet,
+        ends: Ends,
+        log: Option<(Arc<LogFile>, Arc<Logs>)>,
+        max_line: i64,
+    ) -> Self {
         let (stop, stopped) = watch::channel(());
         let start = |from: Option<pipe::Receiver>, name| {
             let from = from?;
@@ -81,7 +88,7 @@ impl Copier {
         };
         Self {
             outputs: [start(ends.stdout, "stdout"), start(ends.stderr, "stderr")],
-            log,
+            log: log.map(|(file, _)| file),
             stdin: tokio::sync::Mutex::new(ends.stdin),
             _stop: stop,
         }
@@ -162,7 +169,7 @@ impl Output {
 async fn copy(
     mut from: pipe::Receiver,
     output: Arc<Output>,
-    log: Option<Arc<LogFile>>,
+    log: Option<(Arc<LogFile>, Arc<Logs>)>,
     mut lines: Lines,
 ) {
     let mut buffer = BytesMut::with_capacity(PART);
@@ -173,29 +180,46 @@ async fn copy(
             Ok(_) => {}
         }
         let part = buffer.split().freeze();
-        if let Some(log) = &log {
-            write(log, lines.cut(&part)).await;
+        if let Some((file, logs)) = &log {
+            let (text, ended) = (lines.cut(&part), newlines(&part));
+            logs.input_entries.fetch_add(ended, Relaxed);
+            logs.input_bytes.fetch_add(part.len() as u64, Relaxed);
+            // Each entry is a line of text, whatever it is an entry of.
+            logs.split_entries
+                .fetch_add(newlines(&text) - ended, Relaxed);
+            write(file, logs, text).await;
         }
         output.give(&part).await;
     }
-    if let Some(log) = &log {
-        write(log, lines.finish()).await;
+    if let Some((file, logs)) = &log {
+        let rest = lines.finish();
+        // The last one has no newline.
+        logs.input_entries.fetch_add(newlines(&rest), Relaxed);
+        write(file, logs, rest).await;
     }
 }
 
-async fn write(log: &Arc<LogFile>, text: Vec<u8>) {
+/// Files block. One write at a time, so that lines stay in order.
+async fn write(log: &Arc<LogFile>, logs: &Logs, text: Vec<u8>) {
     if text.is_empty() {
         return;
     }
     let log = log.clone();
-    let written = corten_sys::blocking(move || {
-        log.write(&text);
-        Ok(())
-    });
-    // Only a panic in there, or the daemon's end, is an error: what is lost is these lines.
-    if let Err(error) = written.await {
-        warn!(%error, "write a container's log");
+    let (entries, bytes) = (newlines(&text), text.len() as u64);
+    match corten_sys::blocking(move || Ok(log.write(&text))).await {
+        Ok(true) => {
+            logs.output_entries.fetch_add(entries, Relaxed);
+            logs.output_bytes.fetch_add(bytes, Relaxed);
+        }
+        // The file has told.
+        Ok(false) => {}
+        // Only a panic in there, or the daemon's end, is an error: what is lost is these lines.
+        Err(error) => warn!(%error, "write a container's log"),
     }
+}
+
+fn newlines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|b| **b == b'\n').count() as u64
 }
 
 #[cfg(test)]
@@ -207,6 +231,7 @@ mod tests {
         copier: Copier,
         shim: pipe::Sender,
         tasks: TaskSet,
+        logs: Arc<Logs>,
     }
 
     fn lab() -> Lab {
@@ -221,12 +246,15 @@ mod tests {
             stdout: Some(stdout),
             ..Ends::default()
         };
-        let copier = Copier::start(&tasks, ends, Some(Arc::new(log)), 16384);
+        let logs = Arc::<Logs>::default();
+        let log = Some((Arc::new(log), logs.clone()));
+        let copier = Copier::start(&tasks, ends, log, 16384);
         Lab {
             dir,
             copier,
             shim,
             tasks,
+            logs,
         }
     }
 
@@ -262,6 +290,17 @@ mod tests {
             ["stdout F before", "stdout F hello", "stdout P tail"]
         );
         assert!(lab.copier.attach(0).is_none());
+        let count = |count: &std::sync::atomic::AtomicU64| count.load(Relaxed);
+        let logs = &lab.logs;
+        assert_eq!(
+            (count(&logs.input_entries), count(&logs.input_bytes)),
+            (3, 17)
+        );
+        assert_eq!(
+            (count(&logs.output_entries), count(&logs.split_entries)),
+            (3, 0)
+        );
+        assert!(count(&logs.output_bytes) > 17);
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,10 +55,10 @@ impl LogFile {
         Ok(())
     }
 
-    /// Writes whole lines.
-    pub fn write(&self, text: &[u8]) {
+    /// Writes whole lines; `false` when it could not.
+    pub fn write(&self, text: &[u8]) -> bool {
         if text.is_empty() {
-            return;
+            return true;
         }
         let mut open = self.open.lock();
         let length = text.len() as u64;
@@ -76,11 +76,13 @@ impl LogFile {
             Ok(()) => {
                 open.size += length;
                 open.failing = false;
+                true
             }
             Err(error) => {
                 if !std::mem::replace(&mut open.failing, true) {
                     warn!(path = %self.path.display(), %error, "write a container's log");
                 }
+                false
             }
         }
     }

@@ -1,5 +1,7 @@
 //! ListPodSandbox and StreamPodSandboxes: from memory, never from a shim.
 
+use std::time::Instant;
+
 use corten_core::Result;
 use corten_protos::runtime::v1::{
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxFilter,
@@ -8,6 +10,7 @@ use corten_protos::runtime::v1::{
 use futures::StreamExt;
 
 use crate::Cri;
+use crate::metrics::Timer;
 use crate::service::Answers;
 use crate::store::pod::Pod;
 
@@ -21,9 +24,10 @@ impl Cri {
         &self,
         request: ListPodSandboxRequest,
     ) -> Result<ListPodSandboxResponse> {
-        Ok(ListPodSandboxResponse {
-            items: listed(self, request.filter),
-        })
+        let began = Instant::now();
+        let items = listed(self, request.filter);
+        self.metrics.took(Timer::SandboxList, "", began);
+        Ok(ListPodSandboxResponse { items })
     }
 
     /// # Errors
@@ -32,7 +36,9 @@ impl Cri {
         &self,
         request: StreamPodSandboxesRequest,
     ) -> Result<Answers<StreamPodSandboxesResponse>> {
+        let began = Instant::now();
         let items = listed(self, request.filter);
+        self.metrics.took(Timer::SandboxStream, "", began);
         Ok(batched(items, |pod_sandboxes| StreamPodSandboxesResponse {
             pod_sandboxes,
         }))

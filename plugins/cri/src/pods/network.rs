@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use corten_cni::cache::Attachment;
 use corten_cni::capability::{Bandwidth, DnsArgs, PortMapping};
 use corten_cni::{Capabilities, Cni, Options};
 use corten_core::{Context, Error, Kind, Result};
@@ -18,6 +20,7 @@ use tracing::{info, warn};
 use super::{quantity, request};
 use crate::Cri;
 use crate::config;
+use crate::metrics::Operation;
 use crate::store::pod::{Metadata, Pod};
 
 /// The network of handlers without one of their own.
@@ -25,6 +28,10 @@ pub const DEFAULT: &str = "default";
 
 /// Where namespaces are pinned, unless they are kept with the state.
 const NETNS_DIR: &str = "/var/run/netns";
+/// The CNI_ARG with the pod's id.
+const INFRA_CONTAINER: &str = "K8S_POD_INFRA_CONTAINER_ID";
+/// How long plugins may collect garbage: nobody is served meanwhile.
+const COLLECTING: Duration = Duration::from_secs(20);
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
@@ -137,7 +144,10 @@ pub async fn is_closed(metadata: &Metadata) -> Result<bool> {
 pub async fn set_up(cri: &Cri, pod: &Pod) -> Result<()> {
     let metadata = pod.metadata.read().clone();
     let cni = of(cri, &metadata.runtime_handler);
-    let setup = cni.setup(&described(&metadata)?).await?;
+    let (request, began) = (described(&metadata)?, Instant::now());
+    let setup = cni.setup(&request).await;
+    cri.metrics.asked(Operation::SetUp, began, &setup);
+    let setup = setup?;
     let ips = setup.ips(&cni.default_interface());
     if ips.is_empty() {
         return Err(Error::new(
@@ -161,7 +171,10 @@ pub async fn set_up(cri: &Cri, pod: &Pod) -> Result<()> {
 /// Those of the plugins.
 pub async fn tear_down(cri: &Cri, metadata: &Metadata) -> Result<()> {
     let cni = of(cri, &metadata.runtime_handler);
-    cni.remove(&described(metadata)?).await
+    let (request, began) = (described(metadata)?, Instant::now());
+    let removed = cni.remove(&request).await;
+    cri.metrics.asked(Operation::TearDown, began, &removed);
+    removed
 }
 
 /// Takes down a network whose set-up never ended, in front of somebody who cannot be told of failures: those become
@@ -220,6 +233,33 @@ pub async fn pay_debts(cri: &Cri) {
     }
 }
 
+/// Takes back what pods hold of which no record tells, and has the plugins of networks that can do so (CNI 1.1) look
+/// for more. Nobody may be setting up pods: plugins take back what they are not told of.
+pub async fn collect_garbage(cri: &Cri) {
+    let garbage = |a: &Attachment| is_left(a, |id| cri.pods.get(id).is_ok());
+    for (network, cni) in &cri.networks {
+        let collected = tokio::time::timeout(COLLECTING, cni.gc(garbage)).await;
+        match collected {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(network, %error, "collect the garbage of a network"),
+            Err(_) => warn!(
+                network,
+                "collecting the garbage of a network takes too long"
+            ),
+        }
+    }
+}
+
+/// Whether it was a pod's that is not known and has no namespace any more. Other daemons have pods too: whoever has a
+/// namespace is alive.
+fn is_left(a: &Attachment, is_known: impl Fn(&str) -> bool) -> bool {
+    let is_pods = a
+        .args
+        .iter()
+        .any(|(key, id)| key == INFRA_CONTAINER && *id == a.container);
+    is_pods && !is_known(&a.container) && netns::is_open(a.netns.as_ref()).is_ok_and(|open| !open)
+}
+
 fn debts(cri: &Cri) -> PathBuf {
     cri.root.join("debts")
 }
@@ -234,7 +274,7 @@ fn described(metadata: &Metadata) -> Result<corten_cni::Pod> {
     let args = [
         ("K8S_POD_NAMESPACE", of.namespace.as_str()),
         ("K8S_POD_NAME", of.name.as_str()),
-        ("K8S_POD_INFRA_CONTAINER_ID", metadata.id.as_str()),
+        (INFRA_CONTAINER, metadata.id.as_str()),
         ("K8S_POD_UID", of.uid.as_str()),
         ("IgnoreUnknown", "1"),
     ];
@@ -393,6 +433,29 @@ mod tests {
             .port_mappings
             .push(port(70_000, Protocol::Tcp));
         assert!(described(&metadata).is_err());
+    }
+
+    #[test]
+    fn garbage_was_a_pod_s_that_nobody_knows_and_whose_namespace_is_gone() {
+        let check = |netns: &str, key: &str, id: &str, want: bool| {
+            let a = Attachment {
+                container: "p".into(),
+                interface: "eth0".into(),
+                network: "n".into(),
+                netns: netns.into(),
+                args: vec![(key.into(), id.into())],
+                capabilities: Capabilities::new(),
+                config: Vec::new(),
+                result: None,
+            };
+            assert_eq!(is_left(&a, |_| false), want, "{a:?}");
+            assert!(!is_left(&a, |_| true));
+        };
+        let alive = "/proc/self/ns/net";
+        check("/no/such/netns", INFRA_CONTAINER, "p", true);
+        check(alive, INFRA_CONTAINER, "p", false);
+        check("/no/such/netns", INFRA_CONTAINER, "other", false);
+        check("/no/such/netns", "IgnoreUnknown", "1", false);
     }
 
     #[test]

@@ -62,6 +62,7 @@ pub async fn recover(cri: &Arc<Cri>) -> Result<()> {
         .await;
     sweep(cri, known).await?;
     network::pay_debts(cri).await;
+    network::collect_garbage(cri).await;
     info!(pods = cri.pods.list().len(), "pods recovered");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! RemovePodSandbox: stops the pod, removes its containers, and forgets it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use corten_core::{Context, Error, Kind, Result};
 use corten_protos::runtime::v1::{
@@ -11,6 +12,7 @@ use tracing::info;
 use super::stop::{find, lock, stop};
 use super::{controller, network, record, request};
 use crate::Cri;
+use crate::metrics::Timer;
 use crate::store::pod::Pod;
 
 impl Cri {
@@ -32,6 +34,7 @@ impl Cri {
 }
 
 async fn remove(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
+    let began = Instant::now();
     let id = &pod.id;
     // One that is not ready may still have a network.
     stop(cri, pod)
@@ -72,6 +75,8 @@ async fn remove(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
     cri.pods.remove(id);
     cri.pod_names.release(&metadata.name, id);
     cri.specs.release(&metadata.process_label);
+    cri.metrics
+        .took(Timer::SandboxRemove, &metadata.runtime_handler, began);
     info!(sandbox.id = %id, "pod sandbox removed");
     Ok(())
 }

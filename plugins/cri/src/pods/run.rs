@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_core::rollback::Rollback;
 use corten_core::sandbox::CreateOptions;
@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::{controller, monitor, network, options, record, request};
 use crate::Cri;
 use crate::config::{CORTEN, Handler, SHIM};
+use crate::metrics::Timer;
 use crate::store::pod::{Metadata, Pod, State};
 
 /// How long a pod whose client left stays as it is. If the client left because this daemon ends, that is for ever: then the
@@ -136,6 +137,7 @@ async fn make(
     if !request::host_network(&config) {
         draft.make_network(undo, &config).await?;
     }
+    let began = Instant::now();
     draft.start(undo, &config, handler).await?;
     let _block = cri.block_plugins().await;
     cri.nri_run_pod(&pod, undo).await?;
@@ -143,6 +145,8 @@ async fn make(
     cri.pods
         .add(&id, pod.clone())
         .with_context(|| format!("failed to add sandbox {id} into store"))?;
+    cri.metrics
+        .took(Timer::SandboxRuntimeCreate, &pod.runtime, began);
     info!(sandbox.id = %id, %name, "pod sandbox runs");
     Ok(pod)
 }
@@ -200,6 +204,7 @@ impl Draft {
     }
 
     async fn make_network(&self, undo: &mut Rollback, config: &PodSandboxConfig) -> Result<()> {
+        let began = Instant::now();
         let (cri, pod) = (&self.cri, &self.pod);
         let path = network::make_namespace(cri, config)
             .await
@@ -236,6 +241,7 @@ impl Draft {
         network::set_up(cri, pod)
             .await
             .with_context(|| format!("failed to setup network for sandbox {:?}", pod.id))?;
+        cri.metrics.took(Timer::SandboxCreateNetwork, "", began);
         record::save(cri, pod).await?;
         Ok(())
     }

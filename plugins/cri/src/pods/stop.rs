@@ -1,7 +1,7 @@
 //! StopPodSandbox: containers, the sandbox itself, its network. Each step is fine when it was done before.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_core::keylock::KeyGuard;
 use corten_core::{Context, Kind, Result};
@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::{controller, monitor, network};
 use crate::Cri;
+use crate::metrics::Timer;
 use crate::store::pod::{Pod, State};
 
 /// How long a controller may take to end what has no reason to go on.
@@ -57,6 +58,7 @@ pub async fn lock(cri: &Cri, pod: &Pod) -> KeyGuard {
 /// # Errors
 /// Those of the steps; what was done stays done.
 pub async fn stop(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
+    let began = Instant::now();
     for container in cri.containers.list() {
         if container.sandbox_id == pod.id {
             cri.stop_container_now(&container.id)
@@ -65,6 +67,8 @@ pub async fn stop(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
         }
     }
     stop_sandbox(cri, pod).await?;
+    let handler = pod.metadata.read().runtime_handler.clone();
+    cri.metrics.took(Timer::SandboxRuntimeStop, &handler, began);
     cri.nri_stop_pod(pod).await;
     tear_down(cri, pod).await?;
     cri.images
@@ -100,6 +104,7 @@ async fn tear_down(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
     if super::request::host_network(&metadata.config) {
         return Ok(());
     }
+    let began = Instant::now();
     let path = metadata.netns_path.clone();
     if network::is_closed(&metadata).await? {
         // Plugins are to be told that there is none.
@@ -117,5 +122,7 @@ async fn tear_down(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
             "failed to remove network namespace for sandbox {:?}",
             pod.id
         )
-    })
+    })?;
+    cri.metrics.took(Timer::SandboxDeleteNetwork, "", began);
+    Ok(())
 }

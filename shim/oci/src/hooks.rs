@@ -2,7 +2,7 @@
 
 use crate::namespaces::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUSER, NEWUTS};
 use crate::process::{self, Tail};
-use crate::spec::Hook;
+use crate::spec::{Hook, Hooks};
 use crate::{Cgroup, Error, Result, Spec, init};
 use corten_launch::{Exec, Op, Plan, cstr};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
@@ -54,22 +54,43 @@ pub struct HookRun {
     pub path: String,
 }
 
-/// Prepares a hook.
-pub fn prepare(hook: &Hook, state: &State<'_>, place: Place<'_>) -> Result<HookRun> {
+/// Refuses what no hook may be, long before the last one runs.
+pub(crate) fn check_all(hooks: &Hooks) -> Result<()> {
+    let lists = [
+        &hooks.prestart,
+        &hooks.create_runtime,
+        &hooks.create_container,
+        &hooks.start_container,
+        &hooks.poststart,
+        &hooks.poststop,
+    ];
+    lists
+        .into_iter()
+        .flatten()
+        .try_for_each(|hook| check(hook).map(drop))
+}
+
+fn check(hook: &Hook) -> Result<Option<Duration>> {
     if !hook.path.starts_with('/') {
         return Err(Error::invalid(format!(
             "hook path {:?} is not absolute",
             hook.path
         )));
     }
-    let timeout = match hook.timeout {
-        None => None,
-        Some(n) => Some(Duration::from_secs(
-            u64::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| {
-                Error::invalid(format!("hook {}: timeout {n} is not positive", hook.path))
-            })?,
-        )),
+    let Some(asked) = hook.timeout else {
+        return Ok(None);
     };
+    let seconds = u64::try_from(asked).ok().filter(|n| *n > 0);
+    let seconds = seconds.ok_or_else(|| {
+        let path = &hook.path;
+        Error::invalid(format!("hook {path}: timeout {asked} is not positive"))
+    })?;
+    Ok(Some(Duration::from_secs(seconds)))
+}
+
+/// Prepares a hook.
+pub fn prepare(hook: &Hook, state: &State<'_>, place: Place<'_>) -> Result<HookRun> {
+    let timeout = check(hook)?;
     let text = serde_json::to_vec(state)
         .map_err(|e| Error::invalid(format!("hook {}: state: {e}", hook.path)))?;
     let fail = |e: rustix::io::Errno| Error::system(format!("prepare hook {}", hook.path), e);

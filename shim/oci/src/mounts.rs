@@ -242,8 +242,7 @@ fn check(m: &Mount, dest: &str, o: &Options) -> Result<()> {
             "{dest:?} cannot be mounted because it is inside /proc"
         )));
     }
-    let mapped = o.idmap || o.ridmap || !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty();
-    if mapped && !o.bind {
+    if is_mapped(m, o) && !o.bind {
         return Err(Error::unsupported(format!(
             "mount {:?}: id mappings of a mount that is not a bind",
             m.destination
@@ -255,13 +254,17 @@ fn check(m: &Mount, dest: &str, o: &Options) -> Result<()> {
     Ok(())
 }
 
+fn is_mapped(m: &Mount, o: &Options) -> bool {
+    o.idmap || o.ridmap || !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty()
+}
+
 fn bind(b: &mut Builder<'_>, m: &Mount, dest: &str, o: &Options, label: &str) -> Result<()> {
     let source = if m.source.starts_with('/') {
         m.source.clone()
     } else {
         b.bundle.join(&m.source).to_string_lossy().into_owned()
     };
-    let mapped = o.idmap || o.ridmap || !m.uid_mappings.is_empty();
+    let mapped = is_mapped(m, o);
     let mount = if b.userns || mapped {
         let tree =
             launch::clone_tree(&cstr(&source), o.recursive).map_err(|e| Error::system(label, e))?;
@@ -302,7 +305,7 @@ fn idmap(
     label: &str,
 ) -> Result<()> {
     let linux = &b.spec.linux;
-    let (uids, gids) = if m.uid_mappings.is_empty() {
+    let (uids, gids) = if m.uid_mappings.is_empty() && m.gid_mappings.is_empty() {
         (&linux.uid_mappings, &linux.gid_mappings)
     } else {
         (&m.uid_mappings, &m.gid_mappings)

@@ -75,8 +75,12 @@ pub(crate) fn plan(spec: &Spec, plan: &mut Plan) -> Result<Kinds> {
     let kinds = Kinds::of(linux)?;
     if kinds.new & NEWUSER != 0 {
         plan.id_maps = Some(id_maps(&linux.uid_mappings, &linux.gid_mappings)?);
-    } else if kinds.joined & NEWUSER == 0 && !linux.uid_mappings.is_empty() {
-        return Err(Error::invalid("uidMappings without a user namespace"));
+    } else if kinds.joined & NEWUSER == 0
+        && !(linux.uid_mappings.is_empty() && linux.gid_mappings.is_empty())
+    {
+        return Err(Error::invalid(
+            "uidMappings or gidMappings without a user namespace",
+        ));
     }
     time(linux, kinds, plan)?;
     let joins = join(linux, plan)?;
@@ -165,7 +169,7 @@ fn time(linux: &Linux, kinds: Kinds, plan: &mut Plan) -> Result<()> {
 pub(crate) fn id_maps(uids: &[IdMapping], gids: &[IdMapping]) -> Result<IdMaps> {
     if uids.is_empty() || gids.is_empty() {
         return Err(Error::invalid(
-            "user namespace without uidMappings and gidMappings",
+            "ids are mapped by uidMappings and gidMappings together",
         ));
     }
     let text = |maps: &[IdMapping]| {

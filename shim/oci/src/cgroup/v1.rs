@@ -91,15 +91,8 @@ pub(crate) fn missing(
         hierarchies.iter().any(|h| h.has(c))
             || matches!(c, "hugetlb" | "rdma") && unified.is_some_and(|dir| v2::offers(dir, c))
     };
-    let memory = r
-        .memory
-        .as_ref()
-        .and_then(|m| m.limit)
-        .is_some_and(|l| l > 0);
-    let cpu = r
-        .cpu
-        .as_ref()
-        .is_some_and(|c| c.quota.is_some_and(|q| q > 0) || c.shares.is_some_and(|s| s > 0));
+    let memory = r.memory.as_ref().is_some_and(memory_asked);
+    let cpu = r.cpu.as_ref().is_some_and(cpu_asked);
     let cpuset = r
         .cpu
         .as_ref()
@@ -141,6 +134,25 @@ pub(crate) fn missing(
         ));
     }
     Ok(())
+}
+
+fn memory_asked(m: &Memory) -> bool {
+    let amounts = [m.limit, m.reservation, m.swap, m.kernel_tcp];
+    amounts.iter().any(|n| n.is_some_and(|n| n > 0))
+        || m.swappiness.is_some()
+        || m.disable_oom_killer == Some(true)
+}
+
+/// A period alone limits nothing.
+fn cpu_asked(c: &Cpu) -> bool {
+    let given = |n: Option<u64>| n.is_some_and(|n| n > 0);
+    let counts = |n: Option<i64>| n.is_some_and(|n| n > 0);
+    counts(c.quota)
+        || counts(c.realtime_runtime)
+        || counts(c.idle)
+        || [c.shares, c.burst, c.realtime_period]
+            .into_iter()
+            .any(given)
 }
 
 fn block_io_asked(io: &BlockIo) -> bool {

@@ -43,6 +43,7 @@ const CASES: &[Case] = &[
     ("user_namespace", namespaces::user_namespace),
     ("joined_namespaces", namespaces::joined_namespaces),
     ("time_namespace", namespaces::time_namespace),
+    ("on_a_shared_root", namespaces::on_a_shared_root),
     ("no_pivot", filesystem::no_pivot),
     ("host_pid_namespace_kill", cgroups::host_pid_kill),
     ("killed_at_the_gate", process::killed_at_gate),

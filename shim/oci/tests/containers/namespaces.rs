@@ -2,6 +2,7 @@
 
 use crate::common::{Container, Outcome, check, exec_with, output, spec};
 use serde_json::json;
+use std::process::Command;
 
 fn userns(s: &mut serde_json::Value) {
     s["linux"]["namespaces"]
@@ -115,4 +116,27 @@ pub(crate) fn time_namespace() {
             .and_then(|n| n.parse::<u64>().ok())
             .is_some_and(|n| n < 1_000_000_000)
     );
+}
+
+/// On most hosts `/` is shared, and every mount with it; where these cases run it need not be. pivot_root(2) refuses a
+/// root whose mount is shared, however it came to be.
+pub(crate) fn on_a_shared_root() {
+    let own = std::env::current_exe().expect("this program has a path");
+    for case in [
+        "basics",
+        "user_namespace",
+        "joined_namespaces",
+        "idmapped_bind",
+    ] {
+        let mut again = Command::new("unshare");
+        again.args(["-m", "--propagation", "shared"]).arg(&own);
+        let done = again.arg(case).output().expect("run unshare(1)");
+        let text = String::from_utf8_lossy(&done.stdout);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(
+            done.status.success() && text.ends_with("ok\n"),
+            "{case}: {}: {text}{said}",
+            done.status
+        );
+    }
 }

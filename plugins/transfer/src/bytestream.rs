@@ -4,6 +4,8 @@
 //! taken so far (containerd 2.3.5).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use corten_core::protos::any;
@@ -17,6 +19,10 @@ use tokio::sync::{Semaphore, mpsc};
 const FRAME: usize = 32 << 10;
 /// What the reader lets be on its way.
 const WINDOW: i64 = 64 << 10;
+/// What archives are made of.
+const TAR_BLOCK: u64 = 512;
+/// How long a reader may take to say that it has all.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// Most bytes that a peer may have granted at a time; more is ignored.
 const MAX_CREDIT: usize = 1 << 30;
 
@@ -30,6 +36,7 @@ pub(crate) struct ByteReader {
 pub(crate) struct ByteWriter {
     stream: Arc<dyn Stream>,
     credit: Arc<Semaphore>,
+    sent: AtomicU64,
     // Reads the peer's window updates; ends with the writer.
     _updates: TaskSet,
 }
@@ -113,6 +120,7 @@ impl ByteWriter {
         Self {
             stream,
             credit,
+            sent: AtomicU64::new(0),
             _updates: updates,
         }
     }
@@ -142,7 +150,32 @@ impl ByteWriter {
             let frame = Data {
                 data: data.split_to(more + 1),
             };
+            let len = frame.data.len() as u64;
             self.stream.send(any::pack(&frame)).await?;
+            self.sent.fetch_add(len, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Ends an archive, and waits until the reader has put all of it away. containerd's client ends
+    /// its program when the transfer is answered, whether or not its other thread has written what
+    /// came over the stream, which leaves its user with half an archive. That thread opens the
+    /// window again once it has taken the byte that follows a whole window: zeros, of which any
+    /// number may end an archive, take it there.
+    ///
+    /// # Errors
+    /// As of [`Self::write`]; a reader that says nothing is not waited for any longer.
+    pub(crate) async fn finish_archive(&self) -> Result<()> {
+        let window = WINDOW.unsigned_abs();
+        let sent = self.sent.load(Ordering::Relaxed);
+        let rest = sent.next_multiple_of(window) - sent;
+        for zeros in [rest, TAR_BLOCK] {
+            self.write(vec![0; usize::try_from(zeros).unwrap_or(0)].into())
+                .await?;
+        }
+        let taken = self.credit.acquire_many(WINDOW as u32);
+        if tokio::time::timeout(LAST_WORD, taken).await.is_err() {
+            tracing::debug!("the reader of an archive does not say that it has all");
         }
         Ok(())
     }
@@ -252,6 +285,30 @@ mod tests {
         }
         writing.await.unwrap();
         assert_eq!(got, data);
+    }
+
+    #[tokio::test]
+    async fn an_archive_ends_when_its_reader_has_it() {
+        for len in [0, 1, 65_535, 65_536, 65_537, 200_000] {
+            let (ours, theirs) = pipe();
+            let writing = tokio::spawn(async move {
+                let w = ByteWriter::new(ours);
+                w.write(vec![1; len].into()).await.unwrap();
+                w.finish_archive().await.unwrap();
+            });
+            let mut r = ByteReader::new(theirs);
+            let mut got = 0;
+            while got < len.next_multiple_of(65_536) + 512 {
+                assert!(!writing.is_finished(), "at {got} of {len}");
+                got += r.next().await.unwrap().unwrap().len();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(!writing.is_finished(), "{len}");
+            // Asking for more is what tells that all was taken.
+            let more = tokio::spawn(async move { r.next().await });
+            writing.await.unwrap();
+            more.abort();
+        }
     }
 
     #[tokio::test]

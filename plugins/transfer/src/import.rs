@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use corten_core::content::read_blob;
+use corten_core::json::nullable;
 use corten_core::transfer::ProgressSink;
 use corten_core::{Error, Kind, Result, Scope};
 use serde::Deserialize;
@@ -11,9 +12,7 @@ use crate::archive;
 use crate::bytestream::{BlockingReader, BlockingWriter, ByteReader, ByteWriter};
 use crate::fetch::{add_labels, stored_document};
 use crate::local::Local;
-use crate::oci::{
-    Desc, MAX_DEPTH, MAX_REFERENCES, gc_labels, is_config, is_layer, is_manifest, nullable,
-};
+use crate::oci::{Desc, MAX_DEPTH, MAX_REFERENCES, gc_labels, is_config, is_layer, is_manifest};
 use crate::progress::{say, say_of};
 use crate::store::{REF_SOURCE, Store};
 use crate::unpack::{Layers, UnpackTarget};
@@ -214,6 +213,9 @@ pub(crate) async fn export(
     let written = work
         .await
         .unwrap_or_else(|_| Err(Error::internal("export panicked")));
+    if sent.is_ok() && written.is_ok() {
+        sent = sink.finish_archive().await;
+    }
     sink.close().await;
     // That the reader left is what the writer stumbled over.
     sent.and(written)

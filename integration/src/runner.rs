@@ -49,6 +49,11 @@ pub fn with_both_clients(tests: Vec<Test>) -> Vec<Test> {
     tests.into_iter().chain(old).collect()
 }
 
+/// Collects garbage after every write: what is in use must stay, and a test that relies on
+/// something to which nothing refers fails at once instead of once in a thousand runs.
+const EAGER: &str = "[plugins.'io.containerd.gc.v1.scheduler']\nmutation_threshold = 1\n\
+                     pause_threshold = 0.5\nstartup_delay = \"1ms\"\n";
+
 type Shared = Arc<Mutex<HashMap<&'static str, Arc<Daemon>>>>;
 
 // === impl Test ===
@@ -172,11 +177,11 @@ fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
     let mut daemons = shared
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    Arc::clone(
-        daemons
-            .entry(key)
-            .or_insert_with(|| Arc::new(Setup::new(kind).start())),
-    )
+    Arc::clone(daemons.entry(key).or_insert_with(|| {
+        let eager = std::env::var_os("CORTEN_EAGER_GC").is_some();
+        let extra = if eager { EAGER } else { "" };
+        Arc::new(Setup::new(kind).extra(extra).start())
+    }))
 }
 
 /// Runs the modules' tests; gives the exit code of the program.

@@ -11,7 +11,7 @@ RELEASE := target/release
 DEST := $(DESTDIR)$(PREFIX)
 
 .DEFAULT_GOAL := build
-.PHONY: build deps demo test test-reference test-cri-suite bench install fmt lint help test-vm
+.PHONY: build deps demo test test-reference test-cri-suite bench bench-cri install fmt lint help test-vm
 
 help:
 	@echo 'make demo             install what is missing, build, run a container, clean up'
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-reference   run the behaviour tests against stock containerd'
 	@echo 'make test-cri-suite   run containerd'"'"'s CRI suite against Corten'
 	@echo 'make bench            measure Corten beside stock containerd'
+	@echo 'make bench-cri        measure the CRI of both'
 	@echo 'make build            build $(RELEASE)/cortend and $(RELEASE)/$(SHIM)'
 	@echo 'make install PREFIX=DIR'
 	@echo 'make deps | fmt | lint'
@@ -62,6 +63,11 @@ test-vm: build deps
 bench: build deps
 	$(CARGO) build --release -p corten-integration --bin corten-bench
 	@integration/as-root.sh $(RELEASE)/corten-bench
+
+bench-cri: build
+	@integration/setup.sh cri
+	$(CARGO) build --release -p corten-integration --bin corten-images --bin corten-bench-cri
+	@integration/as-root.sh integration/cri/bench.sh
 
 install: build
 	install -d $(DEST)/bin $(DEST)/lib/systemd/system $(DEST)/etc/containerd

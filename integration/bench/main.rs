@@ -14,8 +14,8 @@
 )]
 
 mod big;
+mod table;
 
-use std::fs;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use corten_integration::images::{self, Image};
 use corten_integration::leaks;
 use corten_integration::peers::Kind;
 use corten_integration::registry::Registry;
+use table::{Row, Table, number, rollup};
 
 const ROUNDS: usize = 21;
 const PULLS: usize = 5;
@@ -40,41 +41,6 @@ const PULLING: Duration = Duration::from_secs(240);
 struct Side {
     case: Case,
     daemon: Arc<Daemon>,
-}
-
-/// What is shown for both sides.
-struct Row {
-    what: &'static str,
-    values: [Option<f64>; 2],
-    unit: &'static str,
-}
-
-/// The table; a row is printed as soon as it is known, so that a run that is cut short was not in vain.
-struct Table;
-
-// === impl Table ===
-
-impl Table {
-    fn begin() -> Self {
-        println!(
-            "{:<42} {:>12} {:>12} {:>8}  unit",
-            "", "Corten", "containerd", "ratio"
-        );
-        Self
-    }
-
-    fn push(&mut self, row: &Row) {
-        let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
-        let ratio = match row.values {
-            [Some(ours), Some(theirs)] if theirs > 0.0 => format!("{:.2}", ours / theirs),
-            _ => "-".to_owned(),
-        };
-        let [ours, theirs] = row.values.map(show);
-        println!(
-            "{:<42} {ours:>12} {theirs:>12} {ratio:>8}  {}",
-            row.what, row.unit
-        );
-    }
 }
 
 fn main() {
@@ -106,11 +72,6 @@ fn main() {
     for side in sides.iter().flatten() {
         let _ = catch_unwind(AssertUnwindSafe(|| side.case.wipe()));
     }
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    let value = std::env::var(variable).ok();
-    value.and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
 fn side(kind: Kind) -> Side {
@@ -272,15 +233,6 @@ fn times(sides: &[Option<Side>; 2], rows: &mut Table) {
         values: ten,
         unit: "ms",
     });
-}
-
-/// A field of /proc/<pid>/smaps_rollup, in KiB.
-fn rollup(pid: u32, field: &str) -> Option<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text
-        .lines()
-        .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 fn memory(sides: &[Option<Side>; 2], rows: &mut Table) {

@@ -55,8 +55,12 @@ kinds! {
     Tracing = "io.containerd.internal.v1" => dyn crate::spans::Tracer;
     /// Other figures for Prometheus.
     Metrics = "io.containerd.metrics.v1" => dyn crate::metrics::Source;
+    /// What is in use that will go.
+    Warning = "io.containerd.warning.v1" => dyn crate::warnings::Warnings;
     /// What tells plugins of other processes about containers.
     Nri = "io.containerd.nri.v1" => dyn crate::nri::Nri;
+    /// Services as such; a plugin of kind Grpc puts each on the sockets.
+    Service = "io.containerd.service.v1" => dyn crate::service::GrpcService;
     /// gRPC façades.
     Grpc = "io.containerd.grpc.v1" => dyn crate::service::GrpcService;
     /// ttrpc façades.

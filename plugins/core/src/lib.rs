@@ -19,6 +19,7 @@ pub mod filter;
 pub mod gc;
 pub mod id;
 pub mod images;
+pub mod json;
 pub mod keylock;
 pub mod kinds;
 pub mod labels;
@@ -42,6 +43,7 @@ pub mod streaming;
 pub mod tasks_set;
 pub mod transfer;
 pub mod verify;
+pub mod warnings;
 
 pub use digest::Digest;
 pub use error::{Context, Error, Kind, Result};

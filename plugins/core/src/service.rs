@@ -28,6 +28,11 @@ pub trait GrpcService: Send + Sync {
     /// Called once for each listener.
     fn add_to(&self, routes: &mut RoutesBuilder, limits: Limits);
 
+    /// What of it is served on ttrpc too.
+    fn ttrpc(&self) -> TtrpcServices {
+        TtrpcServices::new()
+    }
+
     /// Whether it stays off listeners that other machines can reach.
     fn local_only(&self) -> bool {
         false

@@ -1,7 +1,8 @@
-//! Events: the exchange that hands every event to all who subscribed.
+//! What happened: the exchange that hands every event to all who subscribed, and the deprecations that were met.
 //!
-//! [`exchange`] is the plugin; [`fields`] tells filters what an envelope holds.
+//! [`exchange`] and [`deprecations`] are the plugins; [`fields`] tells filters what an envelope holds.
 
+pub mod deprecations;
 pub mod exchange;
 mod fields;
 

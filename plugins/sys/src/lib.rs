@@ -4,6 +4,7 @@
 //!
 //! Everything here blocks. Async callers go through [`blocking`].
 
+pub mod cgroups;
 pub mod copy;
 pub mod environment;
 pub mod fifo;

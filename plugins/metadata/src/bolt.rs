@@ -23,6 +23,8 @@ use tracing::{info, warn};
 
 use crate::db::{Db, FILE, Parts};
 
+/// The timeout of opening; zero, the default, is none.
+const OPEN: &str = "io.containerd.timeout.bolt.open";
 const SHARED: &str = "shared";
 const ISOLATED: &str = "isolated";
 
@@ -87,7 +89,7 @@ impl Metadata for Handle {
     }
 }
 
-/// Opens the database; blocks while another process has it open, at most ten seconds.
+/// Opens the database; blocks while another process has it open, as long as the parts say.
 ///
 /// # Errors
 /// Unavailable when another process has it open; FailedPrecondition for a later schema; I/O errors.
@@ -117,6 +119,8 @@ pub fn registration() -> Registration {
                 let root = cx.root();
                 cx.export("policy", policy);
                 cx.export("path", root.join(FILE).display().to_string());
+                let timeouts = &cx.properties().timeouts;
+                let patience = timeouts.get(OPEN).copied().filter(|p| !p.is_zero());
                 let snapshotters = cx.all::<kinds::Snapshotter>()?;
                 let parts = Parts {
                     root,
@@ -125,6 +129,7 @@ pub fn registration() -> Registration {
                     events: cx.single::<kinds::Event>()?,
                     isolated,
                     no_sync: config.no_sync,
+                    patience,
                 };
                 Ok(tokio::task::spawn_blocking(move || open(parts)).await??)
             })

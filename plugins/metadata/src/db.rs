@@ -42,6 +42,8 @@ pub struct Parts {
     pub isolated: bool,
     /// Trade durability of the last half second for speed.
     pub no_sync: bool,
+    /// How long to wait for another process that has the database open; none: for ever.
+    pub patience: Option<std::time::Duration>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -133,6 +135,7 @@ impl Db {
         let foreign = parts.root.join(FOREIGN).exists();
         let options = Options {
             no_sync: parts.no_sync,
+            patience: parts.patience,
         };
         let store = Store::open(&parts.root.join(FILE), options)?;
         // A daemon that died between the sweep of records and that of the backends left garbage: look once.

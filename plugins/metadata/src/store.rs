@@ -36,8 +36,8 @@ use writer::{Job, Writer};
 const SCHEMA: u64 = 1;
 /// Mutations that wait for the writer at most; further callers wait for a place.
 const WAITING: usize = 1024;
-/// How long to wait for another process to release the file.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long another process may have the file that was ours a moment ago.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(10);
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("corten");
@@ -63,6 +63,8 @@ pub(crate) struct Txn<'a> {
 pub(crate) struct Options {
     /// Commits are durable only after a while: fast, and a crash loses the last of them.
     pub no_sync: bool,
+    /// How long to wait for another process to release the file; none: for ever.
+    pub patience: Option<Duration>,
 }
 
 /// The open store. Dropping it waits for the writer.
@@ -92,7 +94,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens or makes the store at `path`; its folder must exist.
     pub(crate) fn open(path: &Path, options: Options) -> Result<Self> {
-        let database = open_patiently(path)?;
+        let database = open_patiently(path, options.patience)?;
         check_schema(&database)
             .with_context(|| format!("open metadata database {}", path.display()))?;
         let file = Arc::new(File {
@@ -220,14 +222,14 @@ impl File {
         let mut open = self.database.write();
         // The old handle holds the file's lock.
         open.take();
-        match open_patiently(&self.path) {
+        match open_patiently(&self.path, Some(REOPEN_PATIENCE)) {
             Ok(database) => *open = Some(database),
             Err(error) => warn!(%error, "reopen metadata database"),
         }
     }
 }
 
-fn open_patiently(path: &Path) -> Result<redb::Database> {
+fn open_patiently(path: &Path, patience: Option<Duration>) -> Result<redb::Database> {
     let what = || format!("open metadata database {}", path.display());
     let begun = Instant::now();
     let mut warned = false;
@@ -243,7 +245,9 @@ fn open_patiently(path: &Path) -> Result<redb::Database> {
             .with_context(what)?;
         match redb::Builder::new().create_file(file) {
             Ok(database) => return Ok(database),
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < LOCK_PATIENCE => {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen)
+                if patience.is_none_or(|p| begun.elapsed() < p) =>
+            {
                 if !warned {
                     warned = true;
                     warn!(path = %path.display(), "wait for another process to close the metadata");

@@ -103,10 +103,33 @@ async fn a_later_schema_is_refused() {
 }
 
 #[tokio::test]
+async fn an_open_file_is_waited_for_as_long_as_was_said() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("meta.redb");
+    let first = store(&root);
+    let soon = Options {
+        patience: Some(std::time::Duration::from_millis(1)),
+        ..Options::default()
+    };
+    let e = Store::open(&path, soon).unwrap_err();
+    assert_eq!(e.kind(), Kind::Unavailable);
+    let waiting = std::thread::spawn({
+        let path = path.clone();
+        move || Store::open(&path, Options::default()).map(drop)
+    });
+    drop(first);
+    waiting.join().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn no_sync_is_on_disk_after_a_clean_stop() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("meta.redb");
-    let s = Store::open(&path, Options { no_sync: true }).unwrap();
+    let options = Options {
+        no_sync: true,
+        ..Options::default()
+    };
+    let s = Store::open(&path, options).unwrap();
     for n in 0..100u8 {
         s.write(move |t| t.put(&[n], b"x")).await.unwrap();
     }

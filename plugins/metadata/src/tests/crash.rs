@@ -18,6 +18,7 @@ fn parts(root: &std::path::Path) -> Parts {
         events: Arc::<Recorder>::default(),
         isolated: false,
         no_sync: false,
+        patience: None,
     }
 }
 

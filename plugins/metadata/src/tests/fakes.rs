@@ -104,6 +104,7 @@ fn open_at(root: &std::path::Path, world: &World) -> Arc<dyn Metadata> {
         events: world.events.clone(),
         isolated: world.isolated,
         no_sync: false,
+        patience: None,
     })
     .unwrap()
 }

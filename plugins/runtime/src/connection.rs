@@ -1,7 +1,8 @@
-//! One ttrpc connection to a shim: dialled with a deadline, watched for its end, closed on purpose or not.
+//! One connection to a shim: dialled with a deadline, watched for its end, closed on purpose or not.
 //!
 //! The ttrpc crate tells only the pending calls that a connection is gone. Here the socket itself is wrapped, so that
-//! its end is known at once even when nothing is pending: that is how a dead shim is noticed.
+//! its end is known at once even when nothing is pending: that is how a dead shim is noticed. A shim may also speak
+//! gRPC; the same socket is below it then, and it is never made a second time behind our back.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,11 +15,16 @@ use corten_core::{Error, Kind, Namespace, Result, spans, status};
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::ttrpc::runtime::{Client, Context};
 use corten_protos::ttrpc::{PodClient, SandboxClient, TASK_V2, TASK_V3, TaskClient};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
+use tonic::transport::{Channel, Endpoint, Uri};
 use ttrpc::r#async::transport::Socket;
+
+use crate::bootstrap::NEWEST;
+use crate::client::{Pods, Sandboxes, Tasks};
 
 /// By how much a deadline told to the shim is later than the one kept here.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -36,7 +42,7 @@ pub(crate) enum CallError {
 
 /// An open connection. Dropping it closes it.
 pub(crate) struct Connection {
-    client: Client,
+    wire: Wire,
     namespace: Namespace,
     ended: watch::Receiver<bool>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
@@ -48,6 +54,12 @@ impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Connection(ended: {})", *self.ended.borrow())
     }
+}
+
+/// What is spoken on the socket.
+enum Wire {
+    Ttrpc(Client),
+    Grpc(Channel),
 }
 
 /// The socket; reports its end and can be stopped from outside.
@@ -105,56 +117,104 @@ impl Connection {
         bootstrap: &BootstrapResult,
         patience: Duration,
     ) -> Result<Self> {
-        match bootstrap.protocol.to_ascii_lowercase().as_str() {
-            "ttrpc" => {}
-            "grpc" => return Err(Error::not_implemented("shims that speak grpc")),
+        let grpc = match bootstrap.protocol.to_ascii_lowercase().as_str() {
+            "ttrpc" => false,
+            "grpc" => true,
             other => {
                 return Err(Error::new(
                     Kind::Unknown,
                     format!("unexpected protocol: {other:?}"),
                 ));
             }
+        };
+        let version = bootstrap.version;
+        if grpc && version != NEWEST {
+            let text =
+                format!("containerd client supports only v3 GRPC task service (got {version})");
+            return Err(Error::new(Kind::Unknown, text));
         }
-        let failed = |e: Error| e.context("failed to create TTRPC connection");
-        match tokio::time::timeout(patience, connect(&bootstrap.address)).await {
-            Ok(Ok(stream)) => Ok(Self::over(namespace, stream)),
-            Ok(Err(e)) => Err(failed(e)),
-            Err(_) => Err(failed(CallError::TimedOut.into())),
-        }
+        let dialled = async {
+            if grpc {
+                let stream = connect_path(&bootstrap.address).await?;
+                Box::pin(Self::over_grpc(namespace, stream)).await
+            } else {
+                Ok(Self::over(namespace, connect(&bootstrap.address).await?))
+            }
+        };
+        let dialled = match tokio::time::timeout(patience, dialled).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err(CallError::TimedOut.into()),
+        };
+        let protocol = bootstrap.protocol.to_ascii_uppercase();
+        dialled.map_err(|e| e.context(format!("failed to create {protocol} connection")))
     }
 
-    /// A connection over a connected socket.
+    /// A ttrpc connection over a connected socket.
     pub(crate) fn over(namespace: &Namespace, stream: UnixStream) -> Self {
-        let (ended, ended_rx) = watch::channel(false);
-        let (stop, stop_rx) = oneshot::channel();
-        let client = Client::new(Socket::new(Watched {
-            stream,
-            ended,
-            stop: stop_rx,
-        }));
+        let (watched, ended, stop) = Watched::new(stream);
+        let client = Client::new(Socket::new(watched));
+        Self::new(namespace, Wire::Ttrpc(client), ended, stop)
+    }
+
+    /// A gRPC connection over a connected socket.
+    async fn over_grpc(namespace: &Namespace, stream: UnixStream) -> Result<Self> {
+        let (watched, ended, stop) = Watched::new(stream);
+        let only = Mutex::new(Some(watched));
+        let channel = Endpoint::from_static("http://localhost")
+            .connect_with_connector(tower::service_fn(move |_: Uri| {
+                // A shim whose connection broke is dead: its channel must not come back with another one.
+                let stream = only.lock().take();
+                let stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+                async { stream.map(TokioIo::new) }
+            }))
+            .await
+            .map_err(|e| Error::new(Kind::Unavailable, format!("greet the shim: {e}")))?;
+        Ok(Self::new(namespace, Wire::Grpc(channel), ended, stop))
+    }
+
+    fn new(
+        namespace: &Namespace,
+        wire: Wire,
+        ended: watch::Receiver<bool>,
+        stop: oneshot::Sender<()>,
+    ) -> Self {
         Self {
-            client,
+            wire,
             namespace: namespace.clone(),
-            ended: ended_rx,
+            ended,
             stop: Mutex::new(Some(stop)),
             turn: Mutex::new(()),
         }
     }
 
-    /// The task API of this version.
-    pub(crate) fn task(&self, version: i32) -> TaskClient {
-        let service = if version >= 3 { TASK_V3 } else { TASK_V2 };
-        TaskClient::with_service(self.client.clone(), service)
+    /// The task API of this version. There is but one in gRPC.
+    pub(crate) fn task(&self, version: i32) -> Tasks {
+        let service = if version >= NEWEST { TASK_V3 } else { TASK_V2 };
+        match &self.wire {
+            Wire::Ttrpc(client) => Tasks::Ttrpc(TaskClient::with_service(client.clone(), service)),
+            Wire::Grpc(channel) => Tasks::over(channel.clone()),
+        }
+    }
+
+    /// Whether an older task API may be tried.
+    pub(crate) fn may_be_older(&self) -> bool {
+        matches!(self.wire, Wire::Ttrpc(_))
     }
 
     /// The sandbox API.
-    pub(crate) fn sandbox(&self) -> SandboxClient {
-        SandboxClient::new(self.client.clone())
+    pub(crate) fn sandbox(&self) -> Sandboxes {
+        match &self.wire {
+            Wire::Ttrpc(client) => Sandboxes::Ttrpc(SandboxClient::new(client.clone())),
+            Wire::Grpc(channel) => Sandboxes::over(channel.clone()),
+        }
     }
 
     /// Our own shim's logs and outputs.
-    pub(crate) fn pod(&self) -> PodClient {
-        PodClient::new(self.client.clone())
+    pub(crate) fn pod(&self) -> Pods {
+        match &self.wire {
+            Wire::Ttrpc(client) => Pods::Ttrpc(PodClient::new(client.clone())),
+            Wire::Grpc(_) => Pods::None,
+        }
     }
 
     /// Metadata of one call, and its deadline for the shim's own use.
@@ -243,6 +303,16 @@ async fn connect(address: &str) -> Result<UnixStream> {
     stream.map_err(|e| Error::from(e).context(format!("dial {address}")))
 }
 
+/// What shims that speak gRPC answer: a path, or an abstract name with `@` (core/runtime/v2/shim.go).
+async fn connect_path(address: &str) -> Result<UnixStream> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    let stream = match path.strip_prefix('@') {
+        Some(name) => connect_abstract(name),
+        None => UnixStream::connect(path).await,
+    };
+    stream.map_err(|e| Error::from(e).context(format!("dial {address}")))
+}
+
 fn connect_abstract(name: &str) -> io::Result<UnixStream> {
     use std::os::linux::net::SocketAddrExt;
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
@@ -252,6 +322,20 @@ fn connect_abstract(name: &str) -> io::Result<UnixStream> {
 }
 
 // === impl Watched ===
+
+impl Watched {
+    /// The socket, the signal of its end, and what ends it when it is dropped.
+    fn new(stream: UnixStream) -> (Self, watch::Receiver<bool>, oneshot::Sender<()>) {
+        let (ended, ended_rx) = watch::channel(false);
+        let (stop_tx, stop) = oneshot::channel();
+        let watched = Self {
+            stream,
+            ended,
+            stop,
+        };
+        (watched, ended_rx, stop_tx)
+    }
+}
 
 impl AsyncRead for Watched {
     fn poll_read(
@@ -389,7 +473,7 @@ mod tests {
             dial("vsock://1:2", "ttrpc").await.kind(),
             Kind::NotImplemented
         );
-        assert_eq!(dial("unix:///x", "grpc").await.kind(), Kind::NotImplemented);
+        assert_eq!(dial("/no/such", "grpc").await.kind(), Kind::NotFound);
         assert_eq!(dial("unix:///x", "").await.kind(), Kind::Unknown);
     }
 }

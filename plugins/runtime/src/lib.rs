@@ -4,7 +4,8 @@
 //! manager    io.containerd.shim.v1 "manager": what every shim is started with
 //! discovery  runtime name -> binary              bundle     a task's folders
 //! command    start, delete, -info                bootstrap  what `start` is told and answers
-//! connection one watched ttrpc connection        shim       one container's shim: the Task trait
+//! connection one watched connection              client     the services of a shim over it
+//! shim       one container's shim: the Task trait
 //! task       io.containerd.runtime.v2 "task": create, delete      end   what the end of a shim means
 //! restore    shims of a previous daemon          log        the shim's log FIFO
 //! sandbox    io.containerd.sandbox.controller.v1 "shim": sandboxes, each in a shim that tasks may join
@@ -12,10 +13,11 @@
 //! opt        io.containerd.internal.v1 "opt": the folder of `ctr install`
 //! features   what must be asked of the runtime before a spec is handed to it
 //! ```
-//! The daemon keeps no state of a container that its shim has: it asks. Shims that speak gRPC are not served yet.
+//! The daemon keeps no state of a container that its shim has: it asks.
 
 mod bootstrap;
 mod bundle;
+mod client;
 mod command;
 mod connection;
 mod discovery;

@@ -25,13 +25,13 @@ use corten_protos::containerd::runtime::sandbox::v1::{
 };
 use corten_protos::containerd::types::{Metric, Platform, Sandbox};
 use corten_protos::time;
-use corten_protos::ttrpc::SandboxClient;
 use corten_protos::ttrpc::runtime::Context;
 use corten_registry::Registration;
 use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::bundle::Bundle;
+use crate::client::Sandboxes as Client;
 use crate::connection::CallError;
 use crate::manager::ShimManager;
 use crate::shim::Shim;
@@ -45,7 +45,7 @@ struct Sandboxes(TaskManager);
 async fn call<T, F>(
     shim: &Shim,
     patience: Option<Duration>,
-    call: impl FnOnce(SandboxClient, Context) -> F,
+    call: impl FnOnce(Client, Context) -> F,
 ) -> Result<T, CallError>
 where
     F: Future<Output = ttrpc::Result<T>>,

@@ -19,13 +19,13 @@ use corten_protos::containerd::task::v3;
 use corten_protos::containerd::v1::types::Status;
 use corten_protos::corten::pod::v1::{AttachRequest, ReopenLogRequest};
 use corten_protos::time::is_unset;
-use corten_protos::ttrpc::TaskClient;
 use corten_protos::ttrpc::runtime::Context;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::bootstrap::NEWEST;
 use crate::bundle::Bundle;
+use crate::client::Tasks;
 use crate::connection::{CallError, Connection};
 use crate::manager::Timeouts;
 use crate::task::Role;
@@ -83,7 +83,7 @@ impl Shim {
     async fn within<T, F>(
         &self,
         patience: Option<std::time::Duration>,
-        call: impl FnOnce(TaskClient, Context) -> F,
+        call: impl FnOnce(Tasks, Context) -> F,
     ) -> Result<T, CallError>
     where
         F: Future<Output = ttrpc::Result<T>>,
@@ -93,7 +93,7 @@ impl Shim {
     }
 
     /// One call as long as it takes.
-    async fn call<T, F>(&self, call: impl FnOnce(TaskClient, Context) -> F) -> Result<T, CallError>
+    async fn call<T, F>(&self, call: impl FnOnce(Tasks, Context) -> F) -> Result<T, CallError>
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
@@ -109,7 +109,8 @@ impl Shim {
     {
         let first = attempt().await;
         let refused = first.as_ref().is_err_and(|e| e.is(Kind::NotImplemented));
-        if !refused || self.version.load(Ordering::Relaxed) < NEWEST {
+        let newest = self.version.load(Ordering::Relaxed) >= NEWEST;
+        if !refused || !newest || !self.connection.may_be_older() {
             return first;
         }
         tracing::warn!(container.id = %self.bundle.id, "downgrading the task API of a shim");
@@ -323,9 +324,17 @@ impl Task for Shim {
             // containerd: `all` means the container, and is not handed on with an exec id.
             all: all && exec_id.is_empty(),
         };
-        self.call(|c, cx| async move { c.kill(cx, &request).await })
-            .await?;
-        Ok(())
+        let killed = self.call(|c, cx| async move { c.kill(cx, &request).await });
+        match killed.await {
+            Ok(_) => Ok(()),
+            // What it had is being killed. Once that is told to everybody, there is nothing to kill, and the answer
+            // does not depend on who was first.
+            Err(CallError::Lost) => {
+                self.end().await;
+                Err(Error::new(Kind::NotFound, Kind::NotFound.words()))
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     async fn exec(&self, options: ExecOptions) -> Result<()> {

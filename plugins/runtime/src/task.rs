@@ -14,6 +14,7 @@ use corten_core::kinds;
 use corten_core::runtime::{CreateOptions, Exit, Task, Tasks};
 use corten_core::sandbox::Sandboxes;
 use corten_core::tasks_set::TaskSet;
+use corten_core::warnings::CGROUP_V1;
 use corten_core::{Any, Context as _, Error, Kind, Namespace, Result, spans};
 
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
@@ -497,6 +498,7 @@ pub fn registration() -> Registration {
         .requires::<kinds::Event>()
         .requires::<kinds::Metadata>()
         .requires::<kinds::MountManager>()
+        .requires::<kinds::Warning>()
         .config::<Config>()
         .init(|cx, config: Config| {
             Box::pin(async move {
@@ -504,6 +506,9 @@ pub fn registration() -> Registration {
                     cx.platform(platform(text)?);
                 }
                 cx.export("log-uri-schemes", LOG_URI_SCHEMES);
+                if !corten_sys::cgroups::are_unified() {
+                    cx.by_id::<kinds::Warning>("deprecations")?.emit(CGROUP_V1);
+                }
                 let metadata = cx.single::<kinds::Metadata>()?;
                 let tasks = TaskManager::new(Inner {
                     role: Role::Task,

@@ -280,6 +280,36 @@ async fn the_death_of_a_shim_is_told_exactly_once() {
 }
 
 #[tokio::test]
+async fn a_kill_while_a_dead_shim_is_cleaned_up_finds_nothing_when_that_is_done() {
+    let fake = Fake::new();
+    let server = fake.serve().await;
+    let tasks = fake.manager();
+    let task = tasks.create(&ns(), "c", options()).await.unwrap();
+    // `delete` takes until this says so.
+    let fifo = fake.path("deleted");
+    let deleted = std::fs::read(&fifo).unwrap();
+    std::fs::remove_file(&fifo).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    server.kill();
+    until("delete", || fake.ran("delete") == 1).await;
+    let mut kill = task.kill("", 9, false);
+    assert!(futures::poll!(&mut kill).is_pending());
+    tokio::fs::write(&fifo, deleted).await.unwrap();
+    let killed = tokio::time::timeout(PATIENCE, kill).await.unwrap();
+    assert_eq!(killed.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(
+        fake.events.all(),
+        ["/tasks/exit ns/c 137", "/tasks/delete ns/c 137"]
+    );
+    assert_eq!(
+        tasks.get(&ns(), "c").await.err().unwrap().kind(),
+        Kind::NotFound
+    );
+    assert_eq!(task.wait("").await.unwrap().status, 137);
+}
+
+#[tokio::test]
 async fn a_dead_shim_whose_delete_fails_is_told_of_with_255_and_its_bundle_kept() {
     let fake = Fake::new();
     let server = fake.serve().await;

@@ -15,7 +15,7 @@ use corten_protos::google::protobuf::Empty;
 use corten_registry::Registration;
 use tonic::{Request, async_trait};
 
-use crate::{Answer, Streamed, done, facade, paths, reply, required};
+use crate::{Answer, Streamed, done, exposed, facade, paths, reply, required};
 
 #[derive(Clone)]
 struct Service {
@@ -89,9 +89,13 @@ impl containers_server::Containers for Service {
     }
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("containers")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("containers", "containers-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("containers-service")
         .requires::<kinds::Metadata>()
         .init_plain(|cx| {
             Box::pin(async move {

@@ -22,7 +22,7 @@ use corten_registry::Registration;
 use corten_sys::blocking;
 use tonic::{Request, Status, Streaming, async_trait};
 
-use crate::{Answer, Streamed, batched, done, facade, paths, reply, required, stamp};
+use crate::{Answer, Streamed, batched, done, exposed, facade, paths, reply, required, stamp};
 
 /// Bytes in one message of Read.
 const CHUNK: usize = 256 << 10;
@@ -215,9 +215,13 @@ fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("content")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("content", "content-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("content-service")
         .requires::<kinds::Metadata>()
         .init_plain(|cx| {
             Box::pin(async move {

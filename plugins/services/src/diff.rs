@@ -12,9 +12,9 @@ use corten_registry::Registration;
 use serde::{Deserialize, Serialize};
 use tonic::{Request, async_trait};
 
-use crate::{Answer, facade, reply, required};
+use crate::{Answer, exposed, facade, reply, required};
 
-/// `plugins."io.containerd.grpc.v1.diff"`; containerd has the same keys at `io.containerd.service.v1.diff-service`.
+/// `plugins."io.containerd.service.v1.diff-service"`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(default)]
 struct Config {
@@ -104,9 +104,13 @@ fn passes_on(outcome: &Result<Descriptor, Error>) -> bool {
         .is_err_and(|e| e.kind() == Kind::NotImplemented)
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("diff")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("diff", "diff-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("diff-service")
         .requires::<kinds::Differ>()
         .config::<Config>()
         .init(|cx, config: Config| {

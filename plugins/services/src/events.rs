@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use corten_core::events::Events as Exchange;
 use corten_core::filter::Filter;
-use corten_core::service::GrpcService;
+use corten_core::service::{GrpcService, TtrpcServices};
 use corten_core::{Context, Error, Kind, Scope, kinds};
 use corten_protos::containerd::services::events::v1::{
     ForwardRequest, PublishRequest, SubscribeRequest, events_server,
@@ -18,14 +18,19 @@ use futures::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, async_trait};
 
-use crate::{Answer, Streamed, done, facade, reply, required};
+use crate::{Answer, Streamed, done, events_ttrpc, facade, reply, required};
+
+/// Shims forward their events on the ttrpc socket.
+fn ttrpc(service: &Service) -> TtrpcServices {
+    events_ttrpc::services(service.events.clone())
+}
 
 #[derive(Clone)]
 struct Service {
     events: Arc<dyn Exchange>,
 }
 
-facade!(Service, events_server::EventsServer);
+facade!(Service, events_server::EventsServer, ttrpc);
 
 #[async_trait]
 impl events_server::Events for Service {

@@ -4,25 +4,17 @@ use std::sync::Arc;
 
 use corten_core::events::Events as Exchange;
 use corten_core::scope::NAMESPACE_TTRPC;
-use corten_core::service::{TtrpcService, TtrpcServices};
-use corten_core::{Error, Kind, kinds};
+use corten_core::service::TtrpcServices;
+use corten_core::{Error, Kind};
 use corten_protos::containerd::services::events::ttrpc::v1::ForwardRequest;
 use corten_protos::google::protobuf::Empty;
 use corten_protos::ttrpc::runtime::TtrpcContext;
 use corten_protos::ttrpc::{Events, create_events, error};
-use corten_registry::Registration;
 use tonic::async_trait;
 use ttrpc::Code;
 
-#[derive(Clone)]
 struct Service {
     events: Arc<dyn Exchange>,
-}
-
-impl TtrpcService for Service {
-    fn services(&self) -> TtrpcServices {
-        create_events(Arc::new(self.clone()))
-    }
 }
 
 #[async_trait]
@@ -56,14 +48,7 @@ fn refused(e: &Error) -> ttrpc::Error {
     error(code, e.to_string())
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Ttrpc>("events")
-        .requires::<kinds::Event>()
-        .init_plain(|cx| {
-            Box::pin(async move {
-                let events = cx.by_id::<kinds::Event>("exchange")?;
-                Ok(Arc::new(Service { events }) as Arc<dyn TtrpcService>)
-            })
-        })
+/// What the ttrpc socket serves.
+pub(crate) fn services(events: Arc<dyn Exchange>) -> TtrpcServices {
+    create_events(Arc::new(Service { events }))
 }

@@ -16,7 +16,7 @@ use corten_protos::google::protobuf::{Empty, Timestamp};
 use corten_registry::Registration;
 use tonic::{Request, async_trait};
 
-use crate::{Answer, done, facade, paths, reply, required};
+use crate::{Answer, done, exposed, facade, paths, reply, required};
 
 #[derive(Clone)]
 struct Service {
@@ -85,9 +85,13 @@ fn named(image: Option<Image>, epoch: Option<Timestamp>) -> Result<Image, Error>
     })
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("images")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("images", "images-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("images-service")
         .requires::<kinds::Metadata>()
         .requires::<kinds::Gc>()
         .init_plain(|cx| {

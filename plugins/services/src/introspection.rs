@@ -9,11 +9,12 @@ use std::sync::{Arc, OnceLock};
 use corten_core::filter::Filter;
 use corten_core::runtime::Tasks;
 use corten_core::service::{GrpcService, PluginTable};
+use corten_core::warnings::{Warning, Warnings};
 use corten_core::{Any, Context, Error, Kind, kinds};
 use corten_protos::any;
 use corten_protos::containerd::services::introspection::v1::{
-    Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
-    introspection_server,
+    DeprecationWarning, Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest,
+    PluginsResponse, ServerResponse, introspection_server,
 };
 use corten_protos::containerd::types::{Platform, RuntimeRequest};
 use corten_protos::google::protobuf::Empty;
@@ -22,7 +23,7 @@ use corten_registry::{Kind as _, Record, Registration, Status};
 use corten_sys::blocking;
 use tonic::{Code, Request, async_trait};
 
-use crate::{Answer, facade, reply};
+use crate::{Answer, exposed, facade, reply, stamp};
 
 /// Where the daemon leaves the records of its plugins. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +54,7 @@ struct Service {
     /// Holds the file `uuid`.
     root: PathBuf,
     tasks: Option<Arc<dyn Tasks>>,
+    warnings: Arc<dyn Warnings>,
 }
 
 facade!(Service, introspection_server::IntrospectionServer);
@@ -74,7 +76,7 @@ impl introspection_server::Introspection for Service {
             uuid,
             pid: std::process::id().into(),
             pidns,
-            deprecations: Vec::new(),
+            deprecations: self.warnings.all().into_iter().map(deprecation).collect(),
         })
     }
 
@@ -120,6 +122,14 @@ impl Service {
         })?;
         let info = tasks.info(&request.runtime_path, request.options).await?;
         Ok(any::pack(&info))
+    }
+}
+
+fn deprecation(warning: Warning) -> DeprecationWarning {
+    DeprecationWarning {
+        id: warning.deprecation.id.to_owned(),
+        message: warning.deprecation.message.to_owned(),
+        last_occurrence: stamp(warning.last_occurrence),
     }
 }
 
@@ -192,17 +202,30 @@ fn pid_namespace() -> Result<u64, Error> {
         .ino())
 }
 
-/// The plugin; the daemon fills `plugins` after the boot.
-pub fn registration(plugins: PluginCell) -> Registration {
-    Registration::new::<kinds::Grpc>("introspection")
+/// The service, and the plugin that puts it on the sockets; the daemon fills `plugins` after the boot.
+pub fn registrations(plugins: PluginCell) -> [Registration; 2] {
+    [
+        service(plugins),
+        exposed("introspection", "introspection-service"),
+    ]
+}
+
+fn service(plugins: PluginCell) -> Registration {
+    Registration::new::<kinds::Service>("introspection-service")
+        .requires::<kinds::Warning>()
         .requires::<kinds::Runtime>()
         .init_plain(|cx| {
             Box::pin(async move {
                 let tasks = cx.by_id::<kinds::Runtime>("task").ok();
                 let service = Service {
                     plugins,
-                    root: cx.root(),
+                    // Where containerd keeps the id too.
+                    root: cx
+                        .properties()
+                        .root
+                        .join("io.containerd.grpc.v1.introspection"),
                     tasks,
+                    warnings: cx.by_id::<kinds::Warning>("deprecations")?,
                 };
                 Ok(Arc::new(service) as Arc<dyn GrpcService>)
             })
@@ -213,10 +236,23 @@ pub fn registration(plugins: PluginCell) -> Registration {
 mod tests {
     use std::time::Duration;
 
+    use corten_core::warnings::{CGROUP_V1, Deprecation};
     use corten_registry::Meta;
     use introspection_server::Introspection;
 
     use super::*;
+
+    /// Whoever runs this test has cgroup v1.
+    struct Old;
+    impl Warnings for Old {
+        fn emit(&self, _: Deprecation) {}
+        fn all(&self) -> Vec<Warning> {
+            vec![Warning {
+                deprecation: CGROUP_V1,
+                last_occurrence: std::time::UNIX_EPOCH,
+            }]
+        }
+    }
 
     fn service(root: &std::path::Path) -> Service {
         let record = |id: &str, status| Record {
@@ -236,6 +272,7 @@ mod tests {
             plugins,
             root: root.into(),
             tasks: None,
+            warnings: Arc::new(Old),
         }
     }
 
@@ -272,6 +309,8 @@ mod tests {
         assert_eq!(first.uuid, ask().await.uuid);
         assert_eq!(first.pid, u64::from(std::process::id()));
         assert_ne!(first.pidns, 0);
+        assert_eq!(first.deprecations[0].id, CGROUP_V1.id);
+        assert_eq!(first.deprecations[0].message, CGROUP_V1.message);
     }
 
     #[tokio::test]

@@ -5,13 +5,17 @@
 //! Errors become statuses in `corten_core::status`, and nowhere here; their texts are those of containerd 2.4, because
 //! clients match on some of them.
 //!
+//! Most services are two plugins, as in containerd: `io.containerd.service.v1.X-service` is the service, and
+//! `io.containerd.grpc.v1.X` puts it on the sockets. There is one implementation, and nothing is passed on by method.
+//!
 //! Nothing here spawns: a stream is driven by the client that reads it, and dropped with it.
 
 use std::pin::Pin;
 use std::time::SystemTime;
 
-use corten_core::{Error, Timestamp};
+use corten_core::{Error, Timestamp, kinds};
 use corten_protos::google::protobuf::{Empty, FieldMask};
+use corten_registry::Registration;
 use futures::Stream;
 use tonic::{Response, Status};
 
@@ -19,7 +23,7 @@ pub mod containers;
 pub mod content;
 pub mod diff;
 pub mod events;
-pub mod events_ttrpc;
+mod events_ttrpc;
 pub mod health;
 pub mod images;
 pub mod introspection;
@@ -42,9 +46,10 @@ pub(crate) type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Sen
 /// What a method answers with.
 pub(crate) type Answer<T> = Result<Response<T>, Status>;
 
-/// Makes a `Clone` type a plugin of kind Grpc: `facade!(Service, images_server::ImagesServer)`.
+/// Makes a `Clone` type a plugin of kind Grpc: `facade!(Service, images_server::ImagesServer)`. A third argument makes
+/// what is served on ttrpc.
 macro_rules! facade {
-    ($service:ty, $server:ident :: $type:ident) => {
+    ($service:ty, $server:ident :: $type:ident $(, $ttrpc:path)?) => {
         impl corten_core::service::GrpcService for $service {
             fn add_to(
                 &self,
@@ -56,10 +61,22 @@ macro_rules! facade {
                     .max_encoding_message_size(limits.sent);
                 routes.add_service(server);
             }
+            $(
+                fn ttrpc(&self) -> corten_core::service::TtrpcServices {
+                    $ttrpc(self)
+                }
+            )?
         }
     };
 }
 pub(crate) use facade;
+
+/// The plugin `id` of kind Grpc: puts a service on the sockets.
+pub(crate) fn exposed(id: &'static str, service: &'static str) -> Registration {
+    Registration::new::<kinds::Grpc>(id)
+        .requires::<kinds::Service>()
+        .init_plain(move |cx| Box::pin(async move { Ok(cx.by_id::<kinds::Service>(service)?) }))
+}
 
 /// An answer.
 pub(crate) fn reply<T>(message: T) -> Answer<T> {

@@ -14,7 +14,7 @@ use corten_protos::google::protobuf::Empty;
 use corten_registry::Registration;
 use tonic::{Request, async_trait};
 
-use crate::{Answer, done, facade, paths, reply, required};
+use crate::{Answer, done, exposed, facade, paths, reply, required};
 
 #[derive(Clone)]
 struct Service {
@@ -82,9 +82,13 @@ fn parse(name: &str) -> Result<Namespace, Error> {
     Namespace::new(name)
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("namespaces")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("namespaces", "namespaces-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("namespaces-service")
         .requires::<kinds::Metadata>()
         .init_plain(|cx| {
             Box::pin(async move {

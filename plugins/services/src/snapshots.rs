@@ -18,7 +18,7 @@ use corten_protos::google::protobuf::Empty;
 use corten_registry::Registration;
 use tonic::{Request, async_trait};
 
-use crate::{Answer, Streamed, batched, done, facade, paths, reply, required, stamp};
+use crate::{Answer, Streamed, batched, done, exposed, facade, paths, reply, required, stamp};
 
 #[derive(Clone)]
 struct Service {
@@ -184,9 +184,13 @@ fn wanted(info: Message) -> Info {
     }
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("snapshots")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("snapshots", "snapshots-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("snapshots-service")
         .requires::<kinds::Metadata>()
         .init_plain(|cx| {
             Box::pin(async move {

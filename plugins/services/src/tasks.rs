@@ -3,13 +3,20 @@
 //! Every call begins with the container's record: a task exists only with one. Waiting is not limited; asking for a
 //! state is, within the runtime, so that one stuck shim does not hide all others from List.
 
+mod checkpoint;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use corten_core::containers::Containers;
+use corten_core::content::Content;
 use corten_core::filter::Filter;
 use corten_core::runtime::{CreateOptions, ExecOptions, State, Stdio, Task, Tasks as Runtime};
 use corten_core::service::GrpcService;
+use corten_core::warnings::{
+    Deprecation, RUNC_OPTIONS_TASK_API_ADDRESS, RUNC_OPTIONS_TASK_API_VERSION, Warnings,
+};
 use corten_core::{Error, Kind, Namespace, Scope, kinds};
 use corten_protos::containerd::runc::v1::{CheckpointOptions, Options};
 use corten_protos::containerd::services::containers::v1::Container;
@@ -30,14 +37,18 @@ use futures::future::join_all;
 use tonic::{Request, async_trait};
 use tracing::{error, info, warn};
 
-use crate::{Answer, done, facade, reply, stamp};
+use crate::{Answer, done, exposed, facade, reply, stamp};
 
 #[derive(Clone)]
 struct Service {
     containers: Arc<dyn Containers>,
+    content: Arc<dyn Content>,
+    /// Checkpoints taken out of the content store.
+    unpacked: checkpoint::Unpacked,
     runtime: Arc<dyn Runtime>,
     /// How long a shim may take for its statistics.
     stats_patience: Duration,
+    warnings: Arc<dyn Warnings>,
 }
 
 facade!(Service, tasks_server::TasksServer);
@@ -86,14 +97,28 @@ impl Service {
 impl tasks_server::Tasks for Service {
     async fn create(&self, r: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
         let ns = Scope::of(&r)?.namespace;
-        let r = r.into_inner();
+        let mut r = r.into_inner();
         let id = r.container_id.clone();
         let container = self.containers.get(&ns, &id).await?;
-        let options = create_options(r, container)?;
+        for met in deprecated(&r) {
+            self.warnings.emit(met);
+        }
+        let from = r.checkpoint.take();
+        let mut options = create_options(r, container);
         if self.runtime.get(&ns, &id).await.is_ok() {
             return Err(Error::already_exists(format!("task {id}")))?;
         }
-        let task = self.runtime.create(&ns, &id, options).await?;
+        if let Some(from) = from.filter(|_| options.checkpoint.is_empty()) {
+            let opened = self.unpacked.open(&*self.content, &ns, &id, &from);
+            options.checkpoint = opened.await?;
+        }
+        let task = match self.runtime.create(&ns, &id, options).await {
+            Ok(task) => task,
+            Err(e) => {
+                self.unpacked.close(&ns, &id).await;
+                return Err(e)?;
+            }
+        };
         info!(container.id = %id, namespace = %ns, pid = task.pid(), "task created");
         reply(CreateTaskResponse {
             container_id: id,
@@ -105,9 +130,11 @@ impl tasks_server::Tasks for Service {
         let ns = Scope::of(&r)?.namespace;
         let r = r.into_inner();
         let task = self.task(&ns, &r.container_id).await?;
-        reply(StartResponse {
-            pid: task.start(&r.exec_id).await?,
-        })
+        let started = task.start(&r.exec_id).await;
+        if r.exec_id.is_empty() {
+            self.unpacked.close(&ns, &r.container_id).await;
+        }
+        reply(StartResponse { pid: started? })
     }
 
     async fn delete(&self, r: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
@@ -115,6 +142,7 @@ impl tasks_server::Tasks for Service {
         let id = r.into_inner().container_id;
         self.task(&ns, &id).await?;
         let exit = self.runtime.delete(&ns, &id).await?;
+        self.unpacked.close(&ns, &id).await;
         reply(DeleteResponse {
             id: String::new(),
             pid: exit.pid,
@@ -251,16 +279,25 @@ impl tasks_server::Tasks for Service {
         &self,
         r: Request<CheckpointTaskRequest>,
     ) -> Answer<CheckpointTaskResponse> {
-        let ns = Scope::of(&r)?.namespace;
+        let scope = Scope::of(&r)?;
         let r = r.into_inner();
-        let container = self.containers.get(&ns, &r.container_id).await?;
-        let task = self.task_of(&ns, &container.id).await?;
+        let container = self
+            .containers
+            .get(&scope.namespace, &r.container_id)
+            .await?;
+        let task = self.task_of(&scope.namespace, &container.id).await?;
         let path = image_path(&container, r.options.as_ref())?;
-        if path.is_empty() {
-            return Err(Error::not_implemented("checkpoint into the content store"))?;
+        if !path.is_empty() {
+            task.checkpoint(&path, r.options).await?;
+            return reply(CheckpointTaskResponse::default());
         }
-        task.checkpoint(&path, r.options).await?;
-        reply(CheckpointTaskResponse::default())
+        let folder = checkpoint::folder()?;
+        task.checkpoint(&folder.path().to_string_lossy(), r.options)
+            .await?;
+        let (content, path): (_, &Path) = (&*self.content, folder.path());
+        let descriptors = checkpoint::save(content, &scope, path, container.spec.as_ref()).await?;
+        corten_sys::blocking(move || Ok(folder.close()?)).await?;
+        reply(CheckpointTaskResponse { descriptors })
     }
 
     async fn update(&self, r: Request<UpdateTaskRequest>) -> Answer<Empty> {
@@ -301,22 +338,17 @@ impl tasks_server::Tasks for Service {
 }
 
 /// From the request and the container's record to what a task is made from.
-fn create_options(r: CreateTaskRequest, container: Container) -> Result<CreateOptions, Error> {
+fn create_options(r: CreateTaskRequest, container: Container) -> CreateOptions {
     let runtime = container.runtime.unwrap_or_default();
     // Other runtimes have options of other types, which only their shims understand.
     let runc: Option<Options> = r.options.as_ref().and_then(|o| any::unpack(o).ok());
     let runc = runc.unwrap_or_default();
-    if r.checkpoint.is_some() {
-        return Err(Error::not_implemented(
-            "create a task from a checkpoint in the content store",
-        ));
-    }
     #[expect(
         deprecated,
         reason = "older clients still name the address there (API 1.12)"
     )]
     let (address, version) = (runc.task_api_address, runc.task_api_version);
-    Ok(CreateOptions {
+    CreateOptions {
         spec: container.spec,
         rootfs: r.rootfs,
         stdio: Stdio {
@@ -344,7 +376,23 @@ fn create_options(r: CreateTaskRequest, container: Container) -> Result<CreateOp
         } else {
             r.task_api_version
         },
-    })
+    }
+}
+
+/// What of a request will go: the sandbox named in runc's options.
+fn deprecated(r: &CreateTaskRequest) -> Vec<Deprecation> {
+    let options: Option<Options> = r.options.as_ref().and_then(|o| any::unpack(o).ok());
+    let options = options.unwrap_or_default();
+    #[expect(deprecated, reason = "that is the point")]
+    let (address, version) = (options.task_api_address, options.task_api_version);
+    let mut met = Vec::new();
+    if r.task_api_address.is_empty() && !address.is_empty() {
+        met.push(RUNC_OPTIONS_TASK_API_ADDRESS);
+    }
+    if r.task_api_version == 0 && version != 0 {
+        met.push(RUNC_OPTIONS_TASK_API_VERSION);
+    }
+    met
 }
 
 /// Where the client wants the checkpoint's images; empty: in the content store.
@@ -400,11 +448,16 @@ async fn process(task: &Arc<dyn Task>, exec_id: &str) -> Result<Process, Error> 
     })
 }
 
-/// The plugin.
-pub fn registration() -> Registration {
-    Registration::new::<kinds::Grpc>("tasks")
+/// The service, and the plugin that puts it on the sockets.
+pub fn registrations() -> [Registration; 2] {
+    [service(), exposed("tasks", "tasks-service")]
+}
+
+fn service() -> Registration {
+    Registration::new::<kinds::Service>("tasks-service")
         .requires::<kinds::Metadata>()
         .requires::<kinds::Runtime>()
+        .requires::<kinds::Warning>()
         .init_plain(|cx| {
             Box::pin(async move {
                 let stats = cx
@@ -414,7 +467,10 @@ pub fn registration() -> Registration {
                 let service = Service {
                     stats_patience: stats.copied().unwrap_or(Duration::from_secs(2)),
                     containers: cx.single::<kinds::Metadata>()?.containers(),
+                    content: cx.single::<kinds::Metadata>()?.content(),
+                    unpacked: checkpoint::Unpacked::default(),
                     runtime: cx.by_id::<kinds::Runtime>("task")?,
+                    warnings: cx.by_id::<kinds::Warning>("deprecations")?,
                 };
                 Ok(Arc::new(service) as Arc<dyn GrpcService>)
             })
@@ -437,7 +493,7 @@ mod tests {
 
     #[test]
     fn a_task_is_made_from_request_and_record() {
-        let o = create_options(CreateTaskRequest::default(), container()).unwrap();
+        let o = create_options(CreateTaskRequest::default(), container());
         assert_eq!(
             (o.runtime.as_str(), o.sandbox_id.as_str()),
             ("io.containerd.runc.v2", "s")
@@ -455,7 +511,8 @@ mod tests {
             task_api_address: "ttrpc+unix:///new".into(),
             ..Default::default()
         };
-        let o = create_options(r, container()).unwrap();
+        assert_eq!(deprecated(&r), [RUNC_OPTIONS_TASK_API_VERSION]);
+        let o = create_options(r, container());
         assert_eq!(o.runtime, "/opt/shim");
         assert_eq!((o.address.as_str(), o.version), ("ttrpc+unix:///new", 3));
         assert_eq!(o.checkpoint, "/img");

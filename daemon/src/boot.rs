@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::builtins::{Shared, all};
 use crate::cli::VERSION;
-use crate::config::Config;
+use crate::config::{Config, METRICS_TABLE, Metrics};
 use crate::{host, server};
 
 /// How long running calls may go on after the signal to stop.
@@ -56,20 +56,30 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
     let mut dump = signal(SignalKind::user_defined1()).context("listen to SIGUSR1")?;
-    let listeners = server::Listeners::of(&config)?;
-    let shared = Shared::default();
+    let config = config.with_addresses()?;
+    let metrics: Metrics = config.table(METRICS_TABLE)?;
+    let shared = Shared {
+        counted: !metrics.address.is_empty(),
+        ..Shared::default()
+    };
     let mut registrations = all(&shared);
     add_proxies(&config, &mut registrations);
     for text in remarks(&config, &registrations) {
         warn!("{text}");
     }
-    let options = boot_options(&config, &registrations, &listeners)?;
+    let options = boot_options(&config, &registrations)?;
     let plugins = Plugins::boot(registrations, options).await?;
     shared.plugins.set(plugins.records().to_vec());
     if plugins.all::<kinds::Grpc>().is_empty() {
         bail!("no gRPC service could be started");
     }
-    let servers = server::Servers::start(&plugins, &listeners, begun).await?;
+    let facts = server::Facts {
+        state: config.state.clone(),
+        begun,
+        log_trace_id: config.debug.log_trace_id,
+        table: shared.calls.clone(),
+    };
+    let servers = server::Servers::start(&plugins, &facts).await?;
     info!(
         seconds = begun.elapsed().as_secs_f64(),
         "containerd successfully booted"
@@ -101,17 +111,11 @@ fn add_proxies(config: &Config, registrations: &mut Vec<Registration>) {
     }
 }
 
-fn boot_options(
-    config: &Config,
-    registrations: &[Registration],
-    listeners: &server::Listeners,
-) -> Result<BootOptions> {
+fn boot_options(config: &Config, registrations: &[Registration]) -> Result<BootOptions> {
     let mut tables: BTreeMap<String, toml::Table> = BTreeMap::new();
     for (uri, table) in &config.plugins {
         let Some(r) = registrations.iter().find(|r| r.uri() == *uri) else {
-            if !server::Listeners::has(uri) {
-                info!(plugin = %uri, "config for a plugin that this build does not have");
-            }
+            info!(plugin = %uri, "config for a plugin that this build does not have");
             continue;
         };
         let mut merged = r.default_config().cloned().unwrap_or_default();
@@ -128,8 +132,8 @@ fn boot_options(
         properties: Properties {
             root: config.root.clone(),
             state: config.state.clone(),
-            grpc_address: listeners.grpc.address.clone(),
-            ttrpc_address: listeners.ttrpc.address.clone(),
+            grpc_address: config.grpc()?.address,
+            ttrpc_address: config.ttrpc()?.address,
             version: VERSION.to_owned(),
             stream_processors: config.stream_processors.clone(),
             timeouts: config.timeouts()?,
@@ -140,10 +144,10 @@ fn boot_options(
     })
 }
 
-/// What is to be said of the tables of plugins and listeners, a line each: keys that nobody reads, and values of the
+/// What is to be said of the tables of plugins, a line each: keys that nobody reads, and values of the
 /// wrong type.
 pub(crate) fn remarks(config: &Config, registrations: &[Registration]) -> Vec<String> {
-    let mut all = server::Listeners::unknown_keys(config);
+    let mut all = Vec::new();
     for (uri, table) in &config.plugins {
         match registrations
             .iter()

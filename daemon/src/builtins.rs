@@ -3,11 +3,17 @@
 use corten_registry::Registration;
 use corten_services::introspection::PluginCell;
 
+use crate::server::{self, CallTable};
+
 /// What the daemon shares with plugins that look back at it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     /// Filled after boot; introspection reads it.
     pub(crate) plugins: PluginCell,
+    /// Filled by the plugin that counts calls; the servers read it.
+    pub(crate) calls: CallTable,
+    /// Whether anybody will read that count.
+    pub(crate) counted: bool,
 }
 
 /// All of them, in the order in which they start where dependencies leave a choice.
@@ -18,6 +24,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_runtime::opt::registration(),
         corten_content::registration(),
         corten_events::exchange::registration(),
+        corten_events::deprecations::registration(),
         corten_snapshots::overlayfs::registration(),
         corten_snapshots::native::registration(),
         corten_snapshots::erofs::registration(),
@@ -39,25 +46,28 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_monitor::cgroups::registration(),
         corten_monitor::restart::registration(),
         corten_nri::registration(),
-        corten_services::containers::registration(),
-        corten_services::content::registration(),
-        corten_services::diff::registration(),
         corten_services::events::registration(),
-        corten_services::events_ttrpc::registration(),
         corten_services::health::registration(),
-        corten_services::images::registration(),
-        corten_services::introspection::registration(shared.plugins.clone()),
         corten_services::leases::registration(),
         corten_services::mounts::registration(),
-        corten_services::namespaces::registration(),
         corten_services::sandbox::registration(),
         corten_services::sandbox_controller::registration(),
-        corten_services::snapshots::registration(),
         corten_services::streaming::registration(),
-        corten_services::tasks::registration(),
         corten_services::transfer::registration(),
         corten_services::version::registration(),
     ];
+    let services = [
+        corten_services::containers::registrations(),
+        corten_services::content::registrations(),
+        corten_services::diff::registrations(),
+        corten_services::images::registrations(),
+        corten_services::introspection::registrations(shared.plugins.clone()),
+        corten_services::namespaces::registrations(),
+        corten_services::snapshots::registrations(),
+        corten_services::tasks::registrations(),
+    ];
+    all.extend(services.into_iter().flatten());
     all.extend(corten_cri::registrations());
+    all.extend(server::registrations(&shared.calls, shared.counted));
     all
 }

@@ -8,7 +8,11 @@ use corten_registry::decode;
 use super::merge::merge;
 use super::migrate::{check_version, migrate};
 use super::sources::{Place, Sources};
-use super::{Config, ConfigError, DEFAULT_IMPORT, VERSION};
+use super::{
+    Config, ConfigError, DEBUG_TABLE, DEFAULT_IMPORT, GRPC_METRICS_TABLE, GRPC_TCP_TABLE,
+    GrpcMetrics, LocalSocket, METRICS_TABLE, Metrics, VERSION,
+};
+use crate::server::TcpSocket;
 
 /// What is read from the files, one after the other.
 #[derive(Default)]
@@ -181,7 +185,12 @@ fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
         }
     }
     config.timeouts()?;
-    crate::server::Listeners::of(config)?;
+    config.grpc()?;
+    config.ttrpc()?;
+    config.table::<TcpSocket>(GRPC_TCP_TABLE)?;
+    config.table::<LocalSocket>(DEBUG_TABLE)?;
+    config.table::<Metrics>(METRICS_TABLE)?;
+    config.table::<GrpcMetrics>(GRPC_METRICS_TABLE)?;
     Ok(())
 }
 

@@ -45,12 +45,6 @@ const RENAMED: [(&str, &str); 2] = [
     ),
 ];
 
-/// containerd has a layer of services below its gRPC façades; here the façades have their keys.
-const MERGED: [(&str, &str); 1] = [(
-    "io.containerd.service.v1.diff-service",
-    "io.containerd.grpc.v1.diff",
-)];
-
 /// The CRI keys of version 2 that belong to the images plugin now.
 const CRI_IMAGE_KEYS: [&str; 4] = [
     "registry",
@@ -106,7 +100,6 @@ pub(super) fn migrate(
     if version < 4 {
         move_listeners(&mut table);
     }
-    merged_plugins(&mut table);
     table.insert("version".into(), VERSION.into());
     table
 }
@@ -150,23 +143,6 @@ fn renamed_plugins(table: &mut toml::Table) {
     for (old, new) in RENAMED {
         if let Some(v) = p.remove(old) {
             p.insert(new.into(), v);
-        }
-    }
-}
-
-/// Plugins of containerd that are one with another here: their keys go there.
-fn merged_plugins(table: &mut toml::Table) {
-    let Some(p) = plugins(table) else { return };
-    for (theirs, ours) in MERGED {
-        if let Some(toml::Value::Table(keys)) = p.remove(theirs) {
-            let own = p
-                .entry(ours)
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            if let Some(own) = own.as_table_mut() {
-                for (key, value) in keys {
-                    own.entry(key).or_insert(value);
-                }
-            }
         }
     }
 }

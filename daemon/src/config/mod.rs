@@ -96,7 +96,7 @@ pub(crate) struct Cgroup {
     pub(crate) path: String,
 }
 
-/// `plugins."io.containerd.server.v1.grpc"` and `.ttrpc`.
+/// `plugins."io.containerd.server.v1.grpc"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Socket {
@@ -117,6 +117,28 @@ impl Default for Socket {
             gid: 0,
             max_recv_message_size: 16 << 20,
             max_send_message_size: 16 << 20,
+        }
+    }
+}
+
+/// `plugins."io.containerd.server.v1.ttrpc"` and `.debug`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct LocalSocket {
+    pub(crate) address: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+// === impl Socket ===
+
+impl Socket {
+    /// The place of the socket, without what is said on it.
+    pub(crate) fn local(&self) -> LocalSocket {
+        LocalSocket {
+            address: self.address.clone(),
+            uid: self.uid,
+            gid: self.gid,
         }
     }
 }
@@ -174,7 +196,7 @@ pub(crate) enum ConfigError {
 impl Config {
     /// The gRPC socket, with its default address below the state folder when none is set.
     pub(crate) fn grpc(&self) -> Result<Socket, ConfigError> {
-        let mut s = self.socket(GRPC_TABLE)?;
+        let mut s: Socket = self.table(GRPC_TABLE)?;
         if s.address.is_empty() {
             s.address = self
                 .state
@@ -186,8 +208,8 @@ impl Config {
     }
 
     /// The ttrpc socket: `<grpc address>.ttrpc` when none is set.
-    pub(crate) fn ttrpc(&self) -> Result<Socket, ConfigError> {
-        let mut s = self.socket(TTRPC_TABLE)?;
+    pub(crate) fn ttrpc(&self) -> Result<LocalSocket, ConfigError> {
+        let mut s: LocalSocket = self.table(TTRPC_TABLE)?;
         if s.address.is_empty() {
             let grpc = self.grpc()?;
             s.address = format!("{}.ttrpc", grpc.address);
@@ -196,8 +218,16 @@ impl Config {
         Ok(s)
     }
 
-    fn socket(&self, table: &str) -> Result<Socket, ConfigError> {
-        self.table(table)
+    /// With the addresses of the sockets where it has none.
+    pub(crate) fn with_addresses(mut self) -> Result<Self, ConfigError> {
+        let (grpc, ttrpc) = (self.grpc()?.local(), self.ttrpc()?);
+        for (uri, socket) in [(GRPC_TABLE, grpc), (TTRPC_TABLE, ttrpc)] {
+            let table = self.plugins.entry(uri.to_owned()).or_default();
+            table.insert("address".into(), socket.address.into());
+            table.insert("uid".into(), socket.uid.into());
+            table.insert("gid".into(), socket.gid.into());
+        }
+        Ok(self)
     }
 
     /// A plugin's table as its type; the type's default when the file has none.
@@ -209,14 +239,6 @@ impl Config {
                 Err(fault) => Err(self.wrong(uri, &fault)),
             },
         }
-    }
-
-    /// A warning for each key of a plugin's table that its type does not have.
-    pub(crate) fn unknown<T: DeserializeOwned>(&self, uri: &str) -> Vec<String> {
-        let table = self.plugins.get(uri).cloned().unwrap_or_default();
-        let unknown = decode::<T>(table).map_or_else(|_| Vec::new(), |d| d.unknown);
-        let warning = |key: String| self.sources.unknown(uri, &key);
-        unknown.into_iter().map(warning).collect()
     }
 
     /// The error for a value of the wrong type in a table.

@@ -83,12 +83,12 @@ fn version_1_short_names_get_their_uris() {
 }
 
 #[test]
-fn the_order_of_differs_goes_to_who_uses_it() {
+fn the_order_of_differs_stays_with_its_service() {
     for version in [2, 4] {
         let (c, _) = load_text(&format!(
             "version = {version}\nimports = []\n[plugins.\"io.containerd.service.v1.diff-service\"]\ndefault = [\"erofs\", \"walking\"]\n"
         ));
-        let diff = &c.plugins["io.containerd.grpc.v1.diff"];
+        let diff = &c.plugins["io.containerd.service.v1.diff-service"];
         assert_eq!(diff["default"][0].as_str(), Some("erofs"));
     }
 }

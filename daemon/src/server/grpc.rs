@@ -20,7 +20,7 @@ use tracing::error;
 use super::ClientChannel;
 use super::authority::Lenient;
 use super::layer::CallLayer;
-use crate::config::Socket;
+use crate::config::{LocalSocket, Socket};
 
 /// Window of one stream and of a connection: a blob read or an image import must not wait for window updates.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -33,7 +33,7 @@ pub(super) fn serve(
     layer: CallLayer,
     stopped: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
-    let connections = UnixListenerStream::new(bind(socket)?);
+    let connections = UnixListenerStream::new(bind(&socket.local())?);
     serve_on(
         connections.map_ok(Lenient::new),
         None,
@@ -86,7 +86,7 @@ where
 
 /// A listening unix socket of mode 0660 with the configured owner. A stale socket file is replaced; a live one is
 /// an error.
-pub(super) fn bind(socket: &Socket) -> Result<UnixListener> {
+pub(super) fn bind(socket: &LocalSocket) -> Result<UnixListener> {
     let path = socket_path(socket)?;
     prepare(path)?;
     let listener = UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
@@ -95,7 +95,7 @@ pub(super) fn bind(socket: &Socket) -> Result<UnixListener> {
 }
 
 /// The path of a socket address.
-pub(super) fn socket_path(socket: &Socket) -> Result<&Path> {
+pub(super) fn socket_path(socket: &LocalSocket) -> Result<&Path> {
     let path = Path::new(
         socket
             .address
@@ -128,7 +128,7 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
 }
 
 /// Mode 0660 and the configured owner.
-pub(super) fn own(path: &Path, socket: &Socket) -> Result<()> {
+pub(super) fn own(path: &Path, socket: &LocalSocket) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
         .and_then(|()| std::os::unix::fs::chown(path, Some(socket.uid), Some(socket.gid)))
         .with_context(|| format!("set mode and owner of {}", path.display()))

@@ -1,4 +1,6 @@
 //! The Prometheus endpoint: `/v1/metrics` in the text format, under containerd's metric names.
+//!
+//! The count of calls is a plugin's, as all other figures that are not of the process as such.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -6,7 +8,6 @@ use std::sync::Arc;
 use corten_core::metrics::{Source, escape, family};
 use futures::future::join_all;
 
-use super::calls::Calls;
 use super::process::Process;
 use super::web::{Answer, Handler};
 use crate::cli::VERSION;
@@ -15,13 +16,13 @@ const PATH: &str = "/v1/metrics";
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
 /// Answers [`PATH`] with the daemon's own figures and those of `sources`.
-pub(super) fn handler(calls: Calls, sources: Vec<Arc<dyn Source>>) -> Handler {
-    let shared = Arc::new((calls, sources));
+pub(super) fn handler(sources: Vec<Arc<dyn Source>>) -> Handler {
+    let shared = Arc::new(sources);
     Arc::new(move |path| {
         let shared = (path == PATH).then(|| shared.clone());
         Box::pin(async move {
-            let (calls, sources) = &*shared?;
-            let mut out = text(calls, &Process::now());
+            let sources = shared?;
+            let mut out = text(&Process::now());
             for figures in join_all(sources.iter().map(|s| s.collect())).await {
                 out.push_str(&figures);
             }
@@ -30,7 +31,7 @@ pub(super) fn handler(calls: Calls, sources: Vec<Arc<dyn Source>>) -> Handler {
     })
 }
 
-fn text(calls: &Calls, process: &Process) -> String {
+fn text(process: &Process) -> String {
     let mut out = String::with_capacity(16 << 10);
     family(
         &mut out,
@@ -43,7 +44,6 @@ fn text(calls: &Calls, process: &Process) -> String {
         "containerd_build_info_total{{revision=\"\",version=\"{}\"}} 1",
         escape(VERSION)
     );
-    calls.encode(&mut out);
     let p = process;
     for (name, kind, help, value) in [
         (
@@ -99,11 +99,12 @@ fn text(calls: &Calls, process: &Process) -> String {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use super::super::calls::Calls;
     use super::super::web;
     use super::*;
 
-    #[test]
-    fn every_line_is_a_comment_or_a_sample() {
+    #[tokio::test]
+    async fn every_line_is_a_comment_or_a_sample() {
         let calls = Calls::new(true);
         let call = calls
             .start("/containerd.services.version.v1.Version/Version")
@@ -114,7 +115,7 @@ mod tests {
             started: 1.5,
             ..Process::default()
         };
-        let text = text(&calls, &process);
+        let text = calls.collect().await + &text(&process);
         for line in text.lines().filter(|l| !l.starts_with("# ")) {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<f64>().is_ok(), "{line}");
@@ -147,10 +148,7 @@ mod tests {
     async fn the_endpoint_serves_its_path_and_nothing_else() {
         let listener = web::Listener::Tcp(web::bind_tcp("127.0.0.1:0").await.unwrap());
         let address = listener.tcp_address().unwrap();
-        let server = tokio::spawn(web::serve(
-            listener,
-            handler(Calls::new(false), vec![Arc::new(Fixed)]),
-        ));
+        let server = tokio::spawn(web::serve(listener, handler(vec![Arc::new(Fixed)])));
         let ask = |request: &'static str| async move {
             let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();

@@ -1,7 +1,7 @@
 //! Transfers: images from and to registries, archives and the image store, and the streams that clients use with it.
 //!
 //! ```text
-//! local (plugin: which ends, lease, progress)
+//! local (plugin: which ends, lease, progress), end, targets
 //!   +- verifier (plugin: may refuse an image before it is pulled)
 //!   +- pull ---- fetch ---- download -- registry (hosts, tls, auth, request, push)
 //!   |    +------ unpack --- snapshots, differs
@@ -15,6 +15,7 @@ pub mod archive;
 mod bytestream;
 mod credentials;
 mod download;
+mod end;
 #[cfg(test)]
 mod fakes;
 mod fetch;
@@ -28,6 +29,7 @@ mod push;
 pub mod registry;
 mod store;
 pub mod streaming;
+mod targets;
 pub mod unpack;
 pub mod verifier;
 

@@ -11,7 +11,6 @@ use corten_core::diff::Differ;
 use corten_core::images::Images;
 use corten_core::keylock::KeyLocks;
 use corten_core::leases::Leases;
-use corten_core::protos::any;
 use corten_core::protos::containerd::types::transfer as api;
 use corten_core::rollback::Rollback;
 use corten_core::snapshots::{REBASE, Snapshots};
@@ -26,6 +25,7 @@ use tokio::sync::Semaphore;
 use crate::bytestream::{ByteReader, ByteWriter};
 use crate::credentials::StreamCredentials;
 use crate::download::Downloads;
+use crate::end::End;
 use crate::fetch::Fetcher;
 use crate::oci::{DOCKER_SCHEMA1, Desc};
 use crate::platform::{Matcher, Platform};
@@ -35,14 +35,11 @@ use crate::push::Push;
 use crate::registry::debug::Debug;
 use crate::registry::{Registry, RegistryOptions};
 use crate::store::{Store, rfc3339_in, target_of};
+use crate::targets::{Targets, UnpackConfig};
 use crate::unpack::{UnpackTarget, Unpacker};
 use crate::verifier::{Verifiers, admit};
 use crate::{archive, import};
 
-/// Snapshotter of clients that name none.
-const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
-/// Differ that is tried first.
-const DEFAULT_DIFFER: &str = "walking";
 /// How long a transfer's own lease lives when the daemon dies.
 const LEASE: Duration = Duration::from_secs(24 * 3600);
 
@@ -80,20 +77,6 @@ impl Default for Config {
     }
 }
 
-/// One allowed way to unpack.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct UnpackConfig {
-    pub platform: String,
-    pub snapshotter: String,
-    pub differ: String,
-    pub config_type: String,
-    /// Media types of layers beside the usual ones.
-    pub layer_types: Vec<String>,
-    /// No failure of the plugin when the snapshotter or differ is not there.
-    pub optional: bool,
-}
-
 /// The plugin.
 pub struct Local {
     pub(crate) content: Arc<dyn Content>,
@@ -101,7 +84,7 @@ pub struct Local {
     pub(crate) unpacker: Unpacker,
     leases: Arc<dyn Leases>,
     streams: Arc<dyn Streams>,
-    targets: Vec<UnpackTarget>,
+    targets: Targets,
     downloads: Downloads,
     other_downloads: Mutex<Option<((usize, u64), Downloads)>>,
     uploads: Arc<Semaphore>,
@@ -134,49 +117,6 @@ pub struct Parts {
 impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Parts(differs: {:?})", self.differs.keys())
-    }
-}
-
-/// One end of a transfer.
-enum End {
-    Registry(api::OciRegistry),
-    Store(Box<Store>),
-    Import(api::ImageImportStream),
-    Export(api::ImageExportStream),
-    Other(String),
-}
-
-impl End {
-    fn of(any: &Any) -> Result<Self> {
-        let bad = |e: any::UnpackError| Error::invalid(format!("unmarshal {}: {e}", any.type_url));
-        Ok(match any::name(&any.type_url) {
-            "containerd.types.transfer.OCIRegistry" => {
-                Self::Registry(any::unpack(any).map_err(bad)?)
-            }
-            "containerd.types.transfer.ImageStore" => {
-                let store: api::ImageStore = any::unpack(any).map_err(bad)?;
-                Self::Store(Box::new(store.into()))
-            }
-            "containerd.types.transfer.ImageImportStream" => {
-                Self::Import(any::unpack(any).map_err(bad)?)
-            }
-            "containerd.types.transfer.ImageExportStream" => {
-                Self::Export(any::unpack(any).map_err(bad)?)
-            }
-            _ => Self::Other(any.type_url.clone()),
-        })
-    }
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Registry(r) => write!(f, "OCI Registry ({})", r.reference),
-            Self::Store(s) => write!(f, "{s}"),
-            Self::Import(_) => f.write_str("*archive.ImageImportStream"),
-            Self::Export(_) => f.write_str("*archive.ImageExportStream"),
-            Self::Other(url) => f.write_str(url),
-        }
     }
 }
 
@@ -222,7 +162,7 @@ impl Local {
     /// A configuration that names what is not there.
     pub fn new(parts: Parts, config: &Config) -> Result<Self> {
         let limit = |n: usize| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)));
-        let targets = unpack_targets(&parts, config)?;
+        let targets = Targets::new(&parts, config)?;
         let parallel =
             (config.max_concurrent_unpacks > 1).then(|| limit(config.max_concurrent_unpacks));
         let unpacker = Unpacker {
@@ -259,37 +199,7 @@ impl Local {
 
     /// The configured targets for what a client asked for; unsupported wishes are skipped, as stock does.
     pub fn targets(&self, wanted: &[(Platform, String)]) -> Vec<UnpackTarget> {
-        let mut out = Vec::new();
-        for (platform, snapshotter) in wanted {
-            let fits = |t: &&UnpackTarget| t.platform.matches(platform);
-            let found = match snapshotter.as_str() {
-                "" => {
-                    let mut fitting = self.targets.iter().filter(fits);
-                    let first = fitting.clone().next();
-                    fitting
-                        .find(|t| t.snapshotter == DEFAULT_SNAPSHOTTER)
-                        .or(first)
-                }
-                name => self
-                    .targets
-                    .iter()
-                    .filter(fits)
-                    .find(|t| t.snapshotter == name),
-            };
-            match found {
-                None => tracing::warn!(
-                    %platform,
-                    snapshotter,
-                    "unpack configuration not supported, skipping"
-                ),
-                // Any architecture of the system is allowed, but this image is wanted for this platform.
-                Some(t) => out.push(UnpackTarget {
-                    platform: Matcher::only(platform),
-                    ..t.clone()
-                }),
-            }
-        }
-        out
+        self.targets.of(wanted)
     }
 
     fn stream(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Stream>> {
@@ -537,95 +447,6 @@ fn split_paths(text: &str) -> Vec<PathBuf> {
         .filter(|p| !p.is_empty())
         .map(PathBuf::from)
         .collect()
-}
-
-fn unpack_targets(parts: &Parts, config: &Config) -> Result<Vec<UnpackTarget>> {
-    let host = Platform::host();
-    let loaded = parts.snapshots.names();
-    let rules = match &config.unpack_config {
-        Some(rules) => rules.clone(),
-        None => loaded
-            .iter()
-            .map(|s| UnpackConfig {
-                platform: host.to_string(),
-                snapshotter: s.clone(),
-                // The erofs snapshotter has a differ of its own.
-                differ: if parts.differs.contains_key(s) {
-                    s.clone()
-                } else {
-                    String::new()
-                },
-                ..UnpackConfig::default()
-            })
-            .collect(),
-    };
-    let mut out = Vec::new();
-    for rule in rules {
-        let platform = Platform::parse(&rule.platform).with_context(|| {
-            format!(
-                "io.containerd.transfer.v1: platform configuration {} invalid",
-                rule.platform
-            )
-        })?;
-        if !loaded.contains(&rule.snapshotter) {
-            if rule.optional {
-                continue;
-            }
-            return Err(Error::not_found(format!(
-                "snapshotter {:?}",
-                rule.snapshotter
-            )));
-        }
-        let differs = differs_for(parts, &rule);
-        if differs.is_empty() {
-            if rule.optional || config.unpack_config.is_none() {
-                continue;
-            }
-            return Err(Error::not_found("no matching diff plugins"));
-        }
-        let matcher = match config.check_platform_supported {
-            true => Matcher::only(&platform),
-            false => Matcher::only_os(&platform),
-        };
-        out.push(UnpackTarget {
-            platform: matcher,
-            rebase: parts.rebase.contains(&rule.snapshotter),
-            snapshotter: rule.snapshotter,
-            differs,
-            config_type: rule.config_type,
-            layer_types: rule.layer_types,
-        });
-    }
-    Ok(out)
-}
-
-// The named one only, or all: walking first, those of special snapshotters not at all.
-fn differs_for(parts: &Parts, rule: &UnpackConfig) -> Vec<Arc<dyn Differ>> {
-    if !rule.differ.is_empty() {
-        let mut named: Vec<_> = parts
-            .differs
-            .get(&rule.differ)
-            .cloned()
-            .into_iter()
-            .collect();
-        // A native differ knows only its own layers; the usual ones go through the usual differ.
-        named.extend(
-            parts
-                .differs
-                .get(DEFAULT_DIFFER)
-                .filter(|_| rule.differ != DEFAULT_DIFFER)
-                .cloned(),
-        );
-        return named;
-    }
-    let first = parts.differs.get(DEFAULT_DIFFER).into_iter();
-    let special = parts.snapshots.names();
-    let others = parts
-        .differs
-        .iter()
-        .filter(|(id, _)| id.as_str() != DEFAULT_DIFFER && !special.contains(id))
-        .map(|(_, d)| d);
-    first.chain(others).cloned().collect()
 }
 
 /// The plugin.

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use corten_core::images::{INDEXES, MANIFESTS};
+use corten_core::json::nullable;
 use corten_core::{Descriptor, Digest, Error, Kind, Result};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::platform::Platform;
 
@@ -110,14 +111,6 @@ pub struct RootFs {
     pub kind: String,
     #[serde(deserialize_with = "nullable")]
     pub diff_ids: Vec<String>,
-}
-
-pub(crate) fn nullable<'de, D, T>(from: D) -> std::result::Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
 // === impl Desc ===

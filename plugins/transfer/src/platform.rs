@@ -2,11 +2,10 @@
 
 use std::cmp::Ordering;
 
+use corten_core::json::nullable;
 use corten_core::protos::containerd::types::Platform as Proto;
 use corten_core::{Error, Result};
 use serde::{Deserialize, Serialize};
-
-use crate::oci::nullable;
 
 /// A platform as image documents write it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,10 +21,10 @@ const MANIFEST: &str = "manifest.json";
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct DockerImage {
-    #[serde(deserialize_with = "crate::oci::nullable")]
+    #[serde(deserialize_with = "corten_core::json::nullable")]
     config: String,
-    #[serde(deserialize_with = "crate::oci::nullable")]
+    #[serde(deserialize_with = "corten_core::json::nullable")]
     repo_tags: Vec<String>,
-    #[serde(deserialize_with = "crate::oci::nullable")]
+    #[serde(deserialize_with = "corten_core::json::nullable")]
     layers: Vec<String>,
 }

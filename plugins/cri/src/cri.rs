@@ -13,6 +13,7 @@ use corten_core::nri::Nri;
 use corten_core::runtime::Tasks;
 use corten_core::sandbox::Controller;
 use corten_core::tasks_set::TaskSet;
+use corten_core::warnings::Warnings;
 use corten_core::{Namespace, Scope};
 
 use crate::config;
@@ -43,6 +44,8 @@ pub struct Cri {
     pub endpoint: String,
     pub version: String,
     pub metadata: Arc<dyn Metadata>,
+    /// What is in use that will go.
+    pub warnings: Arc<dyn Warnings>,
     pub tasks: Arc<dyn Tasks>,
     pub events: Arc<dyn Events>,
     pub mounts: Arc<dyn Manager>,

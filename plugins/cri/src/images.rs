@@ -50,6 +50,7 @@ use corten_core::snapshots::Snapshots;
 use corten_core::streaming::Streams;
 use corten_core::tasks_set::TaskSet;
 use corten_core::transfer::Transfer;
+use corten_core::warnings::Deprecation;
 use corten_core::{Kind, Namespace, Result, Scope};
 use corten_protos::runtime::v1::AuthConfig;
 use parking_lot::RwLock;
@@ -136,9 +137,6 @@ impl Images {
             return Err(corten_core::Error::new(Kind::NotFound, text));
         }
         let mut registries = registry::read(&config.registry, &parts.state.join("hosts"))?;
-        for id in &registries.deprecated {
-            tracing::warn!(id, "deprecated registry configuration");
-        }
         let snapshotters = config
             .runtime_platforms
             .iter()
@@ -240,8 +238,8 @@ impl Images {
             .unwrap_or_default()
     }
 
-    /// Ids of the deprecation warnings that the configuration earns.
-    pub fn deprecated(&self) -> &[&'static str] {
+    /// The deprecation warnings that the configuration earns.
+    pub fn deprecated(&self) -> &[Deprecation] {
         &self.registries.deprecated
     }
 

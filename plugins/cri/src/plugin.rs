@@ -44,8 +44,11 @@ pub fn registrations() -> Vec<Registration> {
 fn runtime() -> Registration {
     Registration::new::<CriService>("runtime")
         .config::<config::Runtime>()
-        .init(|_, config| {
+        .init(|cx, config| {
             Box::pin(async move {
+                // Where stock containerd has them.
+                cx.host_platform();
+                cx.export("CRIVersion", "v1");
                 let config = config.completed();
                 config.check()?;
                 Ok(Arc::new(config) as Arc<dyn Any + Send + Sync>)
@@ -58,7 +61,6 @@ fn podsandbox(pause: Arc<Pause>) -> Registration {
         .requires::<CriService>()
         .init_plain(|cx| {
             Box::pin(async move {
-                cx.host_platform();
                 // Without its configuration there is nothing it could do.
                 cx.by_id::<CriService>("runtime")?;
                 Ok(pause as Arc<dyn Controller>)
@@ -76,11 +78,10 @@ fn cri(pause: Arc<Pause>, metrics: Arc<Metrics>) -> Registration {
         .requires::<kinds::Event>()
         .requires::<kinds::MountManager>()
         .requires::<kinds::Nri>()
+        .requires::<kinds::Warning>()
         .config::<config::Grpc>()
         .init(|cx, grpc| {
             Box::pin(async move {
-                cx.host_platform();
-                cx.export("CRIVersion", "v1");
                 let cri = open(cx, grpc, pause, metrics).await?;
                 up(&cri).await?;
                 Ok(Arc::new(Service(cri)) as Arc<dyn GrpcService>)
@@ -123,6 +124,7 @@ async fn open(
         endpoint: properties.grpc_address.clone(),
         version: properties.version.clone(),
         metadata: cx.single::<kinds::Metadata>()?,
+        warnings: cx.by_id::<kinds::Warning>("deprecations")?,
         events: cx.single::<kinds::Event>()?,
         mounts: cx.single::<kinds::MountManager>()?,
         controllers: controllers.collect(),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use corten_cni::template::{Value as Field, render};
 use corten_core::runtime::Tasks;
+use corten_core::warnings::Warning;
 use corten_core::{Context, Error, Kind, Result};
 use corten_protos::runtime::v1::{
     CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigRequest,
@@ -33,6 +34,7 @@ const NAME: &str = "containerd";
 const RUNTIME_READY: &str = "RuntimeReady";
 const NETWORK_READY: &str = "NetworkReady";
 const NO_WARNINGS: &str = "ContainerdHasNoDeprecationWarnings";
+const HAS_WARNINGS: &str = "ContainerdHasDeprecationWarnings";
 /// What UpdateRuntimeConfig writes.
 const CONF_FILE: &str = "10-containerd-net.conflist";
 
@@ -70,7 +72,13 @@ impl Cri {
         let conditions = vec![
             condition(RUNTIME_READY, None),
             condition(NETWORK_READY, network),
-            condition(NO_WARNINGS, None),
+            condition(
+                NO_WARNINGS,
+                warned(
+                    &self.warnings.all(),
+                    &self.runtime.ignore_deprecation_warnings,
+                ),
+            ),
         ];
         let info = if request.verbose {
             self.info()?
@@ -194,6 +202,16 @@ impl Cri {
         }
         Ok(shown)
     }
+}
+
+/// Why there are deprecation warnings, if there are: their texts by id, as JSON.
+fn warned(warnings: &[Warning], ignored: &[String]) -> Option<(&'static str, String)> {
+    let told: BTreeMap<_, _> = warnings
+        .iter()
+        .map(|w| (w.deprecation.id, w.deprecation.message))
+        .filter(|(id, _)| !ignored.iter().any(|i| i == id))
+        .collect();
+    (!told.is_empty()).then(|| (HAS_WARNINGS, json!(told).to_string()))
 }
 
 /// Asks the shims of all handlers what they can do; one that is not installed can do nothing that it would tell.
@@ -339,6 +357,8 @@ fn name(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use corten_core::warnings::{CRI_REGISTRY_AUTHS, CRI_REGISTRY_MIRRORS};
+
     use super::*;
     use crate::config::{Handler, Runtime};
 
@@ -398,6 +418,23 @@ mod tests {
         let made = std::fs::read_to_string(dir.join(CONF_FILE)).unwrap();
         assert_eq!(made, r#"{"name":"n","subnet":"10.0.0.0/24"}"#);
         assert_eq!(std::fs::read_dir(dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn deprecations_are_told_unless_they_are_to_be_ignored() {
+        let warning = |deprecation| Warning {
+            deprecation,
+            last_occurrence: std::time::UNIX_EPOCH,
+        };
+        let all = [warning(CRI_REGISTRY_AUTHS), warning(CRI_REGISTRY_MIRRORS)];
+        assert_eq!(warned(&[], &[]), None);
+        let (reason, message) = warned(&all, &[CRI_REGISTRY_AUTHS.id.to_owned()]).unwrap();
+        assert_eq!(reason, "ContainerdHasDeprecationWarnings");
+        let message: Value = serde_json::from_str(&message).unwrap();
+        assert_eq!(
+            message,
+            json!({CRI_REGISTRY_MIRRORS.id: CRI_REGISTRY_MIRRORS.message})
+        );
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub fn registration(metrics: Arc<Metrics>) -> Registration {
         .requires::<kinds::MountManager>()
         .requires::<kinds::Event>()
         .requires::<kinds::Gc>()
+        .requires::<kinds::Warning>()
         .config::<crate::config::Images>()
         .init(|cx, config| {
             Box::pin(async move {
@@ -70,6 +71,10 @@ pub fn registration(metrics: Arc<Metrics>) -> Registration {
                 };
                 let discard = config.discard_unpacked_layers;
                 let images = blocking(move || Images::new(parts, config)).await?;
+                let warnings = cx.by_id::<kinds::Warning>("deprecations")?;
+                for deprecation in images.deprecated() {
+                    warnings.emit(*deprecation);
+                }
                 cx.export("DiscardUnpackedLayers", discard.to_string());
                 cx.export("RegistryConfigPath", images.registries.config_path.clone());
                 let images = Arc::new(images);

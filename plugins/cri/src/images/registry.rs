@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
+use corten_core::warnings::{
+    CRI_REGISTRY_AUTHS, CRI_REGISTRY_CONFIGS, CRI_REGISTRY_MIRRORS, Deprecation,
+};
 use corten_core::{Context, Error, Kind, Result};
 use corten_protos::runtime::v1::AuthConfig;
 
@@ -26,8 +29,8 @@ pub(super) struct Registries {
     pub headers: BTreeMap<String, String>,
     /// Configured credentials, by host.
     pub auths: BTreeMap<String, AuthConfig>,
-    /// Ids of containerd's deprecation warnings that this configuration earns.
-    pub deprecated: Vec<&'static str>,
+    /// The deprecation warnings that this configuration earns.
+    pub deprecated: Vec<Deprecation>,
 }
 
 impl std::fmt::Debug for Registries {
@@ -55,16 +58,13 @@ pub(super) fn read(config: &Registry, dir: &Path) -> Result<Registries> {
                 "invalid cri image config: `mirrors` cannot be set when `config_path` is provided",
             ));
         }
-        out.deprecated
-            .push("io.containerd.deprecation/cri-registry-mirrors");
+        out.deprecated.push(CRI_REGISTRY_MIRRORS);
     }
     if !config.configs.is_empty() {
-        out.deprecated
-            .push("io.containerd.deprecation/cri-registry-configs");
+        out.deprecated.push(CRI_REGISTRY_CONFIGS);
     }
     if !config.auths.is_empty() {
-        out.deprecated
-            .push("io.containerd.deprecation/cri-registry-auths");
+        out.deprecated.push(CRI_REGISTRY_AUTHS);
     }
     let tls = |host: &str| config.configs.get(host).and_then(|c| c.tls.as_ref());
     let has_tls = config.configs.values().any(|c| c.tls.is_some());

@@ -46,32 +46,39 @@ const BURST: u64 = u32::MAX as u64;
 /// # Errors
 /// Of making the cache's folder.
 pub async fn open(config: &config::Runtime) -> Result<BTreeMap<String, Arc<Cni>>> {
-    let options = |dir: PathBuf, max| Options {
-        bin_dirs: config.cni.bin_dirs.clone(),
-        conf_dir: dir,
-        max_conf_num: max,
-        serial: config.cni.setup_serially,
-        ..Options::default()
-    };
-    let (dir, max) = (config.cni.conf_dir.clone(), config.cni.max_conf_num);
     let mut networks = BTreeMap::new();
-    let default = Cni::open(options(dir, max)).await;
-    networks.insert(
-        DEFAULT.to_owned(),
-        default.context("failed to initialize cni")?,
-    );
-    for (name, handler) in &config.containerd.runtimes {
-        if handler.cni_conf_dir.is_empty() {
-            continue;
-        }
-        let max = match handler.cni_max_conf_num {
-            0 => config.cni.max_conf_num,
-            max => max,
-        };
-        let cni = Cni::open(options(PathBuf::from(&handler.cni_conf_dir), max)).await;
-        networks.insert(name.clone(), cni.context("failed to initialize cni")?);
+    for (name, options) in wanted(config) {
+        let cni = Cni::open(options).await;
+        networks.insert(name, cni.context("failed to initialize cni")?);
     }
     Ok(networks)
+}
+
+fn wanted(config: &config::Runtime) -> BTreeMap<String, Options> {
+    let cni = &config.cni;
+    let options = |dir: PathBuf, max| Options {
+        bin_dirs: cni.bin_dirs.clone(),
+        conf_dir: dir,
+        max_conf_num: max,
+        serial: cni.setup_serially,
+        ..Options::default()
+    };
+    let default = options(cni.conf_dir.clone(), cni.max_conf_num);
+    let own = config.containerd.runtimes.iter();
+    let own = own.filter(|(_, handler)| !handler.cni_conf_dir.is_empty());
+    let own = own.map(|(name, handler)| {
+        let max = match handler.cni_max_conf_num {
+            0 => cni.max_conf_num,
+            max => max,
+        };
+        (
+            name.clone(),
+            options(PathBuf::from(&handler.cni_conf_dir), max),
+        )
+    });
+    std::iter::once((DEFAULT.to_owned(), default))
+        .chain(own)
+        .collect()
 }
 
 /// The network of a handler's pods.
@@ -433,6 +440,38 @@ mod tests {
             .port_mappings
             .push(port(70_000, Protocol::Tcp));
         assert!(described(&metadata).is_err());
+    }
+
+    #[test]
+    fn a_handler_may_have_a_network_of_its_own() {
+        let mut config = config::Runtime::default();
+        config.cni.max_conf_num = 2;
+        config.cni.setup_serially = true;
+        for (name, dir, max) in [
+            ("plain", "", 7),
+            ("own", "/etc/own", 0),
+            ("max", "/etc/max", 5),
+        ] {
+            let handler = config::Handler {
+                cni_conf_dir: dir.into(),
+                cni_max_conf_num: max,
+                ..config::Handler::default()
+            };
+            config.containerd.runtimes.insert(name.into(), handler);
+        }
+        let found: Vec<_> = wanted(&config)
+            .into_iter()
+            .map(|(name, o)| {
+                assert!(o.serial && o.bin_dirs == config.cni.bin_dirs);
+                (name, o.conf_dir.display().to_string(), o.max_conf_num)
+            })
+            .collect();
+        let want = [
+            ("default", "/etc/cni/net.d", 2),
+            ("max", "/etc/max", 5),
+            ("own", "/etc/own", 2),
+        ];
+        assert_eq!(found, want.map(|(n, d, m)| (n.to_owned(), d.to_owned(), m)));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::bundle::{self, Exit};
 use crate::engine::{binary::Binary, native};
 use crate::error::{Context, Error, Result};
 use crate::flags::Flags;
-use crate::{bootstrap, hooks, rootfs, sandbox, server, socket, task};
+use crate::{bootstrap, criu, hooks, rootfs, sandbox, server, socket, task};
 
 /// Killed, as far as anybody knows.
 const SIGKILLED: u32 = 128 + 9;
@@ -49,6 +49,10 @@ async fn take_apart(flags: &Flags) -> Result<Vec<u8>> {
         problems.extend(end_processes(spec, &flags.namespace, &flags.id, &bundle).await);
     }
     let at = time::now();
+    // Of a restore that was under way.
+    if let Err(e) = rootfs::unmount(&criu::root(&bundle)) {
+        problems.push(Error::from(e).context("cleanup criu-root mount"));
+    }
     if let Err(e) = rootfs::unmount(&bundle.join("rootfs")) {
         problems.push(Error::from(e).context("cleanup rootfs mount"));
     }

@@ -42,6 +42,7 @@ pub(crate) fn runtime_info() -> Result<Vec<u8>, String> {
             binary_name: options.binary_name,
             root: options.root,
             systemd_cgroup: options.systemd_cgroup,
+            criu_work_path: options.criu_work_path,
             ..RuncOptions::default()
         })
     });
@@ -96,7 +97,12 @@ fn features() -> serde_json::Value {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
-        "annotations": {"io.containerd.corten.version": VERSION},
+        // runc's key for it: the specification has none, and clients look for this one.
+        "annotations": {
+            "io.containerd.corten.version": VERSION,
+            "org.opencontainers.runc.checkpoint.enabled": "true",
+        },
+        "potentiallyUnsafeConfigAnnotations": ["org.criu.config", "org.systemd.property."],
     })
 }
 
@@ -177,6 +183,11 @@ mod tests {
         };
         assert!(has(&features["mountOptions"], "rro"));
         assert!(has(&features["linux"]["namespaces"], "user"));
+        let annotations = &features["annotations"];
+        assert_eq!(
+            annotations["org.opencontainers.runc.checkpoint.enabled"],
+            "true"
+        );
         assert_eq!(
             features["linux"]["mountExtensions"]["idmap"]["enabled"],
             true

@@ -17,6 +17,7 @@
 mod bootstrap;
 mod bundle;
 mod cleanup;
+mod criu;
 mod engine;
 mod error;
 mod events;

@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) root: String,
     #[serde(alias = "SystemdCgroup")]
     pub(crate) systemd_cgroup: bool,
+    #[serde(alias = "CriuWorkPath")]
+    pub(crate) criu_work_path: String,
 }
 
 // === impl Options ===
@@ -111,6 +113,7 @@ impl From<Runc> for Options {
             binary_name: o.binary_name,
             root: o.root,
             systemd_cgroup: o.systemd_cgroup,
+            criu_work_path: o.criu_work_path,
         }
     }
 }

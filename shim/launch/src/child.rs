@@ -385,6 +385,7 @@ fn is_process_op(op: &Op) -> bool {
             | Op::Mknod { .. }
             | Op::Symlink { .. }
             | Op::OpenPty { .. }
+            | Op::OwnNull { .. }
             | Op::PivotRoot { .. }
             | Op::MoveRoot { .. }
             | Op::Chroot { .. }

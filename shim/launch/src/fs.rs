@@ -196,6 +196,7 @@ impl Child<'_> {
             Op::Mknod { root, node } => mknod(self.fd(*root), node),
             Op::Symlink { root, target, path } => symlink(self.fd(*root), target, path),
             Op::OpenPty { .. } => self.open_pty(op),
+            Op::OwnNull { root, targets } => own_null(self.fd(*root), *targets),
             Op::PivotRoot { root } => pivot(self.fd(*root)),
             Op::MoveRoot { root } => {
                 let root = self.fd(*root);
@@ -340,6 +341,17 @@ fn verify_device(fd: RawFd, major: u32, minor: u32) -> Res<()> {
     } else {
         Err(Errno(libc::ENODEV))
     }
+}
+
+fn own_null(root: RawFd, targets: u8) -> Res<()> {
+    let open = |flags| sys::openat2(root, c"/dev/null", flags, 0, IN_ROOT).map(Tmp);
+    let known = open(libc::O_PATH).and_then(|fd| verify_device(fd.0, 1, 3));
+    let Ok(null) = known.and_then(|()| open(libc::O_RDWR | libc::O_NOCTTY)) else {
+        return Ok(());
+    };
+    (0..3)
+        .filter(|n| targets & 1 << n != 0)
+        .try_for_each(|n| sys::dup2(null.0, n))
 }
 
 /// Opens the directory at `path` in `root`, making what is missing.

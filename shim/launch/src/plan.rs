@@ -220,6 +220,12 @@ pub enum Op {
     },
     /// Makes `fd` the controlling terminal and all three standard streams.
     Console(Fd),
+    /// The container's own null device in place of the host's, which a checkpoint could not name. Bit N of `targets` is
+    /// descriptor N. Where the container has none they stay as they are.
+    OwnNull {
+        root: Fd,
+        targets: u8,
+    },
     /// Descriptor to 0, 1 or 2.
     Stdio {
         fd: Fd,

@@ -13,6 +13,14 @@ const DEFAULT: [(&str, u32, u32); 6] = [
     ("/dev/zero", 1, 5),
     ("/dev/urandom", 1, 9),
 ];
+pub(crate) const NAMES: [&str; 6] = [
+    DEFAULT[0].0,
+    DEFAULT[1].0,
+    DEFAULT[2].0,
+    DEFAULT[3].0,
+    DEFAULT[4].0,
+    DEFAULT[5].0,
+];
 const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),

@@ -13,7 +13,7 @@ use crate::process::{self, Tail};
 use crate::spec::IdMapping;
 use crate::{Cgroup, Error, Process, Result, Spec, devices, mounts, netdev, rootfs, seccomp};
 use corten_launch::{Fd, IdMaps, Make, Op, Plan, cstr};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, open};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, makedev, open};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -131,6 +131,7 @@ pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
         idmaps: Vec::new(),
         sealed: Vec::new(),
     };
+    let targets = nulls(&params.stdio)?;
     let terminal = stdio(params.stdio, process, &spec.linux.uid_mappings, &mut b.plan)?;
     session(params.id, params.no_new_keyring, process, &mut b.plan);
     names(&mut b)?;
@@ -140,6 +141,13 @@ pub fn plan_init(spec: &Spec, params: InitParams<'_>) -> Result<InitPlan> {
         rootfs::attach(&mut b)?;
         mounts::plan(&mut b)?;
         devices::plan(spec, ROOT, b.userns, &mut b.plan)?;
+        if targets != 0 {
+            let op = Op::OwnNull {
+                root: ROOT,
+                targets,
+            };
+            b.plan.push(op, "open the container's /dev/null");
+        }
         if let Some((rows, cols)) = terminal {
             console(ROOT, rows, cols, process.user.uid, &mut b.plan);
             bind_console(&mut b.plan);
@@ -268,7 +276,7 @@ fn refuse(spec: &Spec) -> Result<()> {
     {
         return no("a mount namespace joined by path");
     }
-    Ok(())
+    crate::hooks::check_all(&spec.hooks)
 }
 
 pub(crate) fn filter(spec: &Spec, cache: Option<&Path>) -> Result<Option<process::Filter>> {
@@ -331,6 +339,24 @@ fn rendezvous(b: &mut Builder<'_>) {
     if b.spec.has_create_hooks() || !b.spec.linux.net_devices.is_empty() {
         b.plan.push(Op::Rendezvous(HOOKS), "wait for hooks");
     }
+}
+
+/// Bit N: stream N is the host's null device.
+fn nulls(stdio: &Stdio) -> Result<u8> {
+    let fds = match stdio {
+        Stdio::Terminal { .. } => return Ok(0),
+        Stdio::Null => return Ok(0b111),
+        Stdio::Fds(stdin, stdout, stderr) => [stdin, stdout, stderr],
+    };
+    let mut targets = 0;
+    for (n, fd) in fds.into_iter().enumerate() {
+        let st = fstat(fd).map_err(|e| Error::system("stat a standard stream", e))?;
+        let is_device = FileType::from_raw_mode(st.st_mode) == FileType::CharacterDevice;
+        if is_device && st.st_rdev == makedev(1, 3) {
+            targets |= 1 << n;
+        }
+    }
+    Ok(targets)
 }
 
 /// Steps for the streams; for a terminal only its size is returned.

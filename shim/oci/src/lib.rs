@@ -29,6 +29,7 @@ mod namespaces;
 pub mod netdev;
 mod process;
 mod rdt;
+pub mod restore;
 mod rootfs;
 mod seccomp;
 pub mod spec;

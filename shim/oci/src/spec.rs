@@ -282,6 +282,17 @@ impl Spec {
 }
 
 impl Spec {
+    /// For an exec beside a restored init: CRIU gives that a time namespace, whatever the document says.
+    pub fn join_time_namespace(&mut self) {
+        let namespaces = &mut self.linux.namespaces;
+        if !namespaces.iter().any(|ns| ns.kind == "time") {
+            namespaces.push(Namespace {
+                kind: "time".into(),
+                path: String::new(),
+            });
+        }
+    }
+
     /// Hooks between namespaces and root switch.
     pub(crate) fn has_create_hooks(&self) -> bool {
         let h = &self.hooks;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use corten_oci::{Process, Stdio};
+use corten_protos::containerd::runc::v1::CheckpointOptions;
 
 use super::command::{Cli, Streams, null};
 use super::console::ConsoleSocket;
@@ -98,6 +99,60 @@ impl Binary {
         let _ = std::fs::remove_file(&document);
         let _ = std::fs::remove_file(&file);
         outcome
+    }
+
+    /// Saves the container to a folder.
+    pub(crate) async fn checkpoint(
+        &self,
+        images: &Path,
+        work: &Path,
+        options: &CheckpointOptions,
+    ) -> Result<()> {
+        let (images, work) = (images.to_string_lossy(), work.to_string_lossy());
+        let mut arguments = vec!["checkpoint", "--image-path", &images, "--work-path", &work];
+        for (flag, value) in [
+            ("--parent-path", &options.parent_path),
+            ("--manage-cgroups-mode", &options.cgroups_mode),
+        ] {
+            if !value.is_empty() {
+                arguments.extend([flag, value]);
+            }
+        }
+        for (flag, on) in [
+            ("--tcp-established", options.open_tcp),
+            ("--ext-unix-sk", options.external_unix_sockets),
+            ("--shell-job", options.terminal),
+            ("--file-locks", options.file_locks),
+            ("--leave-running", !options.exit),
+        ] {
+            if on {
+                arguments.push(flag);
+            }
+        }
+        for namespace in &options.empty_namespaces {
+            arguments.extend(["--empty-ns", namespace]);
+        }
+        arguments.push(&self.id);
+        self.run(&arguments).await.map(drop)
+    }
+
+    /// Makes the container out of such a folder; its first process runs.
+    pub(crate) async fn restore(
+        &self,
+        images: &Path,
+        work: &Path,
+        stdio: Stdio,
+        io: &Io,
+    ) -> Result<Pidfd> {
+        let bundle = self.bundle.to_string_lossy();
+        let (images, work) = (images.to_string_lossy(), work.to_string_lossy());
+        let mut arguments = vec!["restore", "--image-path", &images, "--work-path", &work];
+        arguments.extend(["--detach", "--no-subreaper", "--bundle", &bundle]);
+        if self.no_pivot_root {
+            arguments.push("--no-pivot");
+        }
+        let file = self.bundle.join("init.pid");
+        self.process(&arguments, stdio, io, &file).await
     }
 
     pub(crate) async fn start(&self) -> Result<()> {

@@ -1,11 +1,12 @@
 //! Owns `containerd.task.v2.Task` and `containerd.task.v3.Task`, whose messages are equal: one fn per RPC.
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use corten_protos::any;
 use corten_protos::containerd::events::{TaskPaused, TaskResumed};
-use corten_protos::containerd::runc::v1::ProcessDetails;
+use corten_protos::containerd::runc::v1::{CheckpointOptions, ProcessDetails};
 use corten_protos::containerd::task::v3::{
     CheckpointTaskRequest, CloseIoRequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
     CreateTaskResponse, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
@@ -17,6 +18,7 @@ use corten_protos::containerd::v1::types::ProcessInfo;
 use corten_protos::google::protobuf::Empty;
 
 use super::{decode, encode};
+use crate::criu;
 use crate::error::{Context, Error, Result};
 use crate::stats;
 use crate::task::process::{SIGKILL, finished};
@@ -60,7 +62,7 @@ pub(super) async fn call(shim: &Rc<Shim>, method: &str, payload: &[u8]) -> Resul
         "Pids" => encode(pids(shim, decode(payload)?).await?),
         "Pause" => encode(pause(shim, decode(payload)?).await?),
         "Resume" => encode(resume(shim, decode(payload)?).await?),
-        "Checkpoint" => encode(checkpoint(shim, &decode(payload)?)?),
+        "Checkpoint" => encode(checkpoint(shim, decode(payload)?).await?),
         "Kill" => encode(kill(shim, decode(payload)?).await?),
         "Exec" => encode(exec(shim, &decode(payload)?).await?),
         "ResizePty" => encode(resize_pty(shim, &decode(payload)?)?),
@@ -174,11 +176,21 @@ async fn resume(shim: &Shim, r: ResumeRequest) -> Result<Empty> {
     Ok(Empty {})
 }
 
-fn checkpoint(shim: &Shim, r: &CheckpointTaskRequest) -> Result<Empty> {
-    shim.container(&r.id)?;
-    Err(Error::unimplemented(
-        "checkpoint is not supported by io.containerd.corten.v2",
-    ))
+async fn checkpoint(shim: &Shim, r: CheckpointTaskRequest) -> Result<Empty> {
+    let container = shim.container(&r.id)?;
+    let options = r.options.as_ref().filter(|any| !any.type_url.is_empty());
+    let options: CheckpointOptions = options
+        .map(any::unpack)
+        .transpose()
+        .map_err(|e| Error::invalid(e.to_string()))?
+        .unwrap_or_default();
+    // An exit that it brings is told afterwards.
+    let _order = container.init.order.lock().await;
+    container.init.state.get().allow(Need::Checkpoint)?;
+    let images = PathBuf::from(r.path);
+    // Boxed, or every small call would be as large as this one.
+    let saved = Box::pin(criu::checkpoint(shim, &container, &images, &options));
+    saved.await.map(|()| Empty {})
 }
 
 async fn kill(shim: &Shim, r: KillRequest) -> Result<Empty> {

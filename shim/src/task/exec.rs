@@ -33,6 +33,9 @@ pub(crate) fn add(shim: &Shim, container: &Container, request: &ExecProcessReque
         return Err(Error::exists(format!("id {id}")));
     }
     container.init.state.get().allow(Need::Exec)?;
+    if container.pending.borrow().is_some() {
+        return Err(Error::unknown("cannot exec in a created state"));
+    }
     let spec = request.spec.as_ref().map_or(&[][..], |any| &any.value);
     let spec = corten_oci::Process::parse(spec)?;
     let process = Process::new(
@@ -169,7 +172,10 @@ async fn run(
         let _ = exec.pidfd.set(made);
         return Ok(());
     }
-    let spec = bundle::read_spec(&container.bundle)?;
+    let mut spec = bundle::read_spec(&container.bundle)?;
+    if container.restored.get() {
+        spec.join_time_namespace();
+    }
     let plan = plan_exec(
         &spec,
         process,

@@ -1,14 +1,17 @@
 //! Owns the life of a container's first process: create, start, delete.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use corten_launch::Status;
-use corten_oci::{Cgroup, HOOKS, InitParams, Place, Spec, cgroup, netdev, plan_init};
+use corten_oci::{
+    Cgroup, HOOKS, InitParams, Place, Spec, Stdio as ChildStdio, cgroup, netdev, plan_init,
+};
 use corten_protos::containerd::events::{TaskCreate, TaskDelete, TaskIo, TaskStart};
 use corten_protos::containerd::task::v3::CreateTaskRequest;
+use corten_protos::time;
 use tokio::task::spawn_local;
 
 use super::launch::{Child, failed};
@@ -23,9 +26,10 @@ use crate::io::{self, Io, Stdio};
 use crate::log;
 use crate::options::Options;
 use crate::reaper::Pidfd;
-use crate::{oom, rootfs, systemd};
+use crate::{criu, oom, rootfs, systemd};
 
 const CREATE: &str = "OCI runtime create failed";
+const RESTORE: &str = "OCI runtime restore failed";
 const START: &str = "OCI runtime start failed";
 const DELETE: &str = "failed to delete task";
 
@@ -44,6 +48,10 @@ struct Draft {
     /// The runtime that is to make it, and what that made.
     binary: Option<Rc<Binary>>,
     adopted: Option<Pidfd>,
+    /// Folder of the checkpoint to restore; empty for none.
+    images: PathBuf,
+    pending: Option<Box<criu::Pending>>,
+    pipes: [u64; 3],
 }
 
 /// Create: mounts, streams, cgroup, process up to its gate.
@@ -53,11 +61,6 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
     }
     let reservation = shim.reserve(&request.id)?;
     shim.events.room().await;
-    if !request.checkpoint.is_empty() {
-        return Err(Error::unimplemented(
-            "restore from a checkpoint is not supported by io.containerd.corten.v2",
-        ));
-    }
     let options = Options::from_any(request.options.as_ref())?;
     let bundle = PathBuf::from(&request.bundle);
     let mut spec = bundle::read_spec(&bundle).context(CREATE)?;
@@ -74,6 +77,9 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
         child: None,
         binary: None,
         adopted: None,
+        images: PathBuf::from(&request.checkpoint),
+        pending: None,
+        pipes: [0; 3],
     };
     let (id, namespace) = (&draft.id, &shim.namespace);
     draft.binary = Binary::of(&draft.options, namespace, id, &draft.bundle, &shim.reaper);
@@ -114,12 +120,19 @@ pub(crate) async fn create(shim: &Rc<Shim>, request: CreateTaskRequest) -> Resul
         checkpoint: request.checkpoint,
         pid,
     });
-    let watch = spawn_local(oom::watch(container.clone(), shim.events.clone()));
-    *container.oom_watch.borrow_mut() = Some(watch.abort_handle());
+    if container.pending.borrow().is_none() {
+        follow(shim, &container);
+    }
     drop(order);
-    spawn_local(exit::watch_init(shim.clone(), container.clone()));
     log::info!("container {} created, pid {pid}", container.id);
     Ok(pid)
+}
+
+/// Watches a container that has a process.
+fn follow(shim: &Rc<Shim>, container: &Rc<Container>) {
+    let watch = spawn_local(oom::watch(container.clone(), shim.events.clone()));
+    *container.oom_watch.borrow_mut() = Some(watch.abort_handle());
+    spawn_local(exit::watch_init(shim.clone(), container.clone()));
 }
 
 /// Start of init: hooks, the gate, hooks.
@@ -127,6 +140,11 @@ pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<
     let init = &container.init;
     let _order = init.order.lock().await;
     init.state.get().transition(Move::Start)?;
+    let pending = container.pending.borrow_mut().take();
+    if let Some(pending) = pending {
+        // Boxed, or every start would be as large as this one.
+        return Box::pin(restore(shim, container, *pending)).await;
+    }
     if let Some(binary) = &container.binary {
         if let Err(e) = binary.start().await {
             let _ = init.signal(SIGKILL);
@@ -181,6 +199,30 @@ pub(crate) async fn start(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<
     Ok(tell_start(shim, container))
 }
 
+/// Start of an init that comes out of a checkpoint. After a failure there is nothing to start any more.
+async fn restore(
+    shim: &Rc<Shim>,
+    container: &Rc<Container>,
+    pending: criu::Pending,
+) -> Result<u32> {
+    let init = &container.init;
+    let made = match criu::start(shim, container, pending).await {
+        Ok(made) => made,
+        Err(e) => {
+            let io = init.io.borrow().clone();
+            if let Some(io) = io {
+                io.close().await;
+            }
+            return Err(e.context(RESTORE));
+        }
+    };
+    // A fresh cell takes its first value.
+    let _ = init.pidfd.set(made);
+    init.advance(Move::Start)?;
+    follow(shim, container);
+    Ok(tell_start(shim, container))
+}
+
 fn tell_start(shim: &Shim, container: &Container) -> u32 {
     let pid = container.init.pid();
     shim.events.publish(&TaskStart {
@@ -194,6 +236,9 @@ fn tell_start(shim: &Shim, container: &Container) -> u32 {
 pub(crate) async fn delete(shim: &Rc<Shim>, container: &Rc<Container>) -> Result<Exit> {
     let init = &container.init;
     init.state.get().transition(Move::Delete)?;
+    if init.pidfd.get().is_none() {
+        give_up(container).await;
+    }
     if init.state.get() == State::Created {
         // Its exit is told like any other before the deletion is.
         let _ = init.signal(SIGKILL);
@@ -231,6 +276,20 @@ pub(crate) async fn delete(shim: &Rc<Shim>, container: &Rc<Container>) -> Result
     });
     log::info!("container {} deleted", container.id);
     Ok(exit)
+}
+
+/// A container that was to be restored and has no process gets an end nobody is told of, unless a Start comes first.
+async fn give_up(container: &Container) {
+    let init = &container.init;
+    let _order = init.order.lock().await;
+    if init.pidfd.get().is_none() {
+        container.pending.borrow_mut().take();
+        init.set_exit(Exit {
+            pid: 0,
+            status: 0,
+            at: time::GO_ZERO,
+        });
+    }
 }
 
 /// Mounts what the daemon sent; without mounts the rootfs is the spec's business.
@@ -294,6 +353,10 @@ impl Draft {
         let owner = (self.options.io_uid, self.options.io_gid);
         let (streams, io) = io::open(shim, &self.id, stdio, owner, &self.spec_console()).await?;
         self.io = Some(io.clone());
+        if !self.images.as_os_str().is_empty() {
+            return self.prepare_restore(shim, streams).await;
+        }
+        self.pipes = criu::pipes(&streams);
         if let Some(binary) = self.binary.clone() {
             let made = binary.create(streams, &io).await.context(CREATE)?;
             reservation.follow(&made);
@@ -373,6 +436,32 @@ impl Draft {
         Ok(())
     }
 
+    /// All that a Start needs to restore the container; its process is made by then.
+    async fn prepare_restore(&mut self, shim: &Shim, streams: ChildStdio) -> Result<()> {
+        let options = cgroup::Options {
+            systemd: self.options.systemd_cgroup,
+        };
+        let keeper = if self.binary.is_some() {
+            let cgroup = Cgroup::open(&self.spec, &self.id, &options).context(CREATE)?;
+            self.cgroup = Some(cgroup);
+            None
+        } else {
+            let made = systemd::create(&shim.reaper, &self.spec, &self.id, &options).await;
+            let (cgroup, keeper) = made.context(CREATE)?;
+            self.cgroup = Some(cgroup);
+            // Whoever cleans up after a dead shim is to find that there is something.
+            bundle::write_pid(&self.bundle, "", 0)?;
+            Some(keeper)
+        };
+        self.pending = Some(Box::new(criu::Pending {
+            images: self.images.clone(),
+            work: self.options.criu_work_path.clone(),
+            streams,
+            keeper,
+        }));
+        Ok(())
+    }
+
     fn spec_console(&self) -> (u16, u16) {
         console_size(self.spec.process.as_ref())
     }
@@ -409,12 +498,18 @@ impl Draft {
 
     fn finish(self, stdio: Stdio) -> Result<Rc<Container>> {
         let made = self.child.as_ref().map(|c| c.pidfd.clone());
-        let (Some(cgroup), Some(made)) = (self.cgroup, made.or(self.adopted)) else {
+        let made = made.or(self.adopted);
+        let cgroup = self
+            .cgroup
+            .filter(|_| made.is_some() || self.pending.is_some());
+        let Some(cgroup) = cgroup else {
             return Err(Error::unknown(format!("{CREATE}: nothing was created")));
         };
         let init = Process::new(String::new(), stdio);
-        // A fresh cell takes its first value.
-        let _ = init.pidfd.set(made);
+        if let Some(made) = made {
+            // A fresh cell takes its first value.
+            let _ = init.pidfd.set(made);
+        }
         *init.child.borrow_mut() = self.child;
         *init.io.borrow_mut() = self.io;
         let private_pids = self
@@ -437,6 +532,9 @@ impl Draft {
             exec_ended: Default::default(),
             oom: oom::Seen::default(),
             oom_watch: RefCell::default(),
+            pipes: Cell::new(self.pipes),
+            pending: RefCell::new(self.pending),
+            restored: Cell::default(),
         }))
     }
 }

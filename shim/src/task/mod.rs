@@ -17,6 +17,7 @@ use corten_oci::Cgroup;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use crate::criu;
 use crate::engine::binary::Binary;
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -95,6 +96,12 @@ pub(crate) struct Container {
     pub(crate) exec_ended: Notify,
     pub(crate) oom: oom::Seen,
     pub(crate) oom_watch: RefCell<Option<AbortHandle>>,
+    /// Inodes of the pipes that init got as streams; a checkpoint names them.
+    pub(crate) pipes: Cell<[u64; 3]>,
+    /// Until Start: init is to come out of a checkpoint.
+    pub(crate) pending: RefCell<Option<Box<criu::Pending>>>,
+    /// It did, and lives in a time namespace that config.json knows nothing of.
+    pub(crate) restored: Cell<bool>,
 }
 
 /// Keeps an id reserved while its Create runs.

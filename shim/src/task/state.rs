@@ -42,6 +42,8 @@ pub(crate) enum Need {
     /// Add an exec to the container.
     Exec,
     Update,
+    /// Save the container to a folder.
+    Checkpoint,
 }
 
 // === impl State ===
@@ -65,7 +67,17 @@ impl State {
     /// Fails where containerd refuses.
     pub(crate) fn allow(self, need: Need) -> Result<()> {
         match (self, need) {
-            (Self::Created | Self::Running, _) | (Self::Paused, Need::Update) => Ok(()),
+            (Self::Created, Need::Checkpoint) => {
+                Err(Error::unknown("cannot checkpoint a task in created state"))
+            }
+            (Self::Created | Self::Running, _)
+            | (Self::Paused, Need::Update | Need::Checkpoint) => Ok(()),
+            (Self::Stopped, Need::Checkpoint) => {
+                Err(Error::unknown("cannot checkpoint a stopped container"))
+            }
+            (Self::Deleted, Need::Checkpoint) => {
+                Err(Error::unknown("cannot checkpoint a deleted process"))
+            }
             (state, Need::Exec) => Err(Error::unknown(format!(
                 "cannot exec in a {} state",
                 state.name()
@@ -207,5 +219,14 @@ mod tests {
             assert_eq!(state.allow(Need::Exec).unwrap_err().to_string(), text);
         }
         assert!(Paused.allow(Need::Update).is_ok() && Stopped.allow(Need::Update).is_err());
+        assert!(Running.allow(Need::Checkpoint).is_ok() && Paused.allow(Need::Checkpoint).is_ok());
+        for (state, text) in [
+            (Created, "cannot checkpoint a task in created state"),
+            (Stopped, "cannot checkpoint a stopped container"),
+            (Deleted, "cannot checkpoint a deleted process"),
+        ] {
+            let refused = state.allow(Need::Checkpoint).unwrap_err();
+            assert_eq!(refused.to_string(), text);
+        }
     }
 }

@@ -42,6 +42,11 @@ impl Cgroup {
         }
     }
 
+    /// The directory that [`Cgroup::freeze`] writes to; for CRIU.
+    pub fn freezer_dir(&self) -> Option<&std::path::Path> {
+        self.freezer().ok().map(|(part, _)| part.dir.as_path())
+    }
+
     /// The directory, and whether it is a v1 one.
     fn freezer(&self) -> Result<(&super::Part, bool)> {
         if let Some(part) = self.with("freezer") {

@@ -455,7 +455,7 @@ impl Cgroup {
     }
 
     /// Lets the process of a plan be born in, or move into, this cgroup.
-    pub(crate) fn join(&self, plan: &mut Plan) -> Result<()> {
+    pub fn join(&self, plan: &mut Plan) -> Result<()> {
         join_parts(
             self.parts.iter().map(|p| (p.hierarchy, p.dir.clone())),
             false,

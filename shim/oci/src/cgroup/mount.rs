@@ -1,13 +1,14 @@
 //! Owns mounts of type `cgroup` inside a container: the v1 tree, or the unified hierarchy.
 
 use super::host::{Hierarchy, Host};
-use crate::Result;
 use crate::init::{Builder, EXTRA, MOUNT, ROOT, TARGET};
 use crate::mounts::{Options, RDONLY, attach, fs_options};
 use crate::namespaces::NEWCGROUP;
+use crate::{Cgroup, Result};
 use corten_launch::{Fd, FsOption, Make, Op, cstr, mounts as launch};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 /// Plans one mount of type `cgroup` at `dest`.
 pub(crate) fn plan(b: &mut Builder<'_>, dest: &str, o: &Options, label: &str) -> Result<()> {
@@ -138,6 +139,23 @@ fn hierarchy(
     b.plan.push(op, label.to_owned());
     attach(b, mount, &Options::default(), label);
     Ok(())
+}
+
+/// The directories that a mount at `dest` shows by binds, and where; without a cgroup namespace only.
+pub(crate) fn binds(cgroup: &Cgroup, dest: &str) -> Result<Vec<(String, PathBuf)>> {
+    let host = Host::get()?;
+    let path = |h: &Hierarchy| h.dir(cgroup.path());
+    if host.unified() {
+        let v2 = host.hierarchies.iter().filter(|h| h.v2);
+        return Ok(v2.map(|h| (dest.to_owned(), path(h))).collect());
+    }
+    let v1 = host.hierarchies.iter().filter(|h| !h.v2);
+    Ok(v1
+        .filter_map(|h| {
+            let name = h.mount.file_name()?.to_string_lossy();
+            Some((format!("{dest}/{name}"), path(h)))
+        })
+        .collect())
 }
 
 fn v1_options(h: &Hierarchy) -> Vec<FsOption> {

@@ -95,6 +95,10 @@ async fn serve(config: Config, begun: Instant) -> Result<()> {
     info!("stopping; running containers go on");
     notify(&[sd_notify::NotifyState::Stopping]);
     servers.drain(PATIENCE).await;
+    for (_, nri) in plugins.all::<kinds::Nri>() {
+        // Its plugins are told, and those that it started end. It takes no longer than each may take to answer.
+        nri.stop().await;
+    }
     Ok(())
 }
 

@@ -4,13 +4,9 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use corten_protos::containerd::runtime::sandbox::v1::{
-    CreateSandboxRequest, ShutdownSandboxRequest, StartSandboxRequest, StopSandboxRequest,
-};
-use corten_protos::ttrpc::SandboxClient;
-
-use crate::container::{Container, Io, Shim, context, within};
+use crate::container::Io;
 use crate::host::{Host, is_reference};
+use crate::pod::Pod;
 
 /// kB per pod, of everything that it needs beside its containers, on a node with a few of them: the pages of the program
 /// are there once.
@@ -78,81 +74,6 @@ pub(crate) async fn shims_keep_their_budget(h: Arc<Host>) {
     }
 }
 
-/// A sandbox that its shim holds, and what runs in it.
-struct Pod {
-    id: String,
-    sandbox: SandboxClient,
-    shim: u32,
-    holder: u32,
-    containers: Vec<Container>,
-}
-
-// === impl Pod ===
-
-impl Pod {
-    async fn start(h: &Arc<Host>, id: &str) -> Self {
-        let bundle = h.bundle(id);
-        fs::create_dir_all(&bundle).unwrap();
-        let answer = h.start(id, None).await;
-        let connection = Shim::connect(&answer.address).await;
-        let sandbox = SandboxClient::new(connection.client);
-        let create = CreateSandboxRequest {
-            sandbox_id: id.to_owned(),
-            bundle_path: bundle.display().to_string(),
-            ..CreateSandboxRequest::default()
-        };
-        within("CreateSandbox", sandbox.create_sandbox(context(), &create))
-            .await
-            .unwrap();
-        let start = StartSandboxRequest {
-            sandbox_id: id.to_owned(),
-        };
-        let started = within("StartSandbox", sandbox.start_sandbox(context(), &start)).await;
-        Self {
-            id: id.to_owned(),
-            sandbox,
-            shim: 0,
-            holder: started.unwrap().pid,
-            containers: Vec::new(),
-        }
-    }
-
-    async fn add(&mut self, h: &Arc<Host>) {
-        let id = format!("{}c{}", self.id, self.containers.len());
-        let c = h
-            .container(&id, &["sleep", "1000000"])
-            .pod(&self.id)
-            .make()
-            .await;
-        c.create().await.unwrap();
-        c.start().await.unwrap();
-        self.shim = c.connect().await.shim_pid;
-        self.containers.push(c);
-    }
-
-    async fn stop(self) {
-        for c in &self.containers {
-            assert_eq!(c.kill_and_delete().await, 137);
-        }
-        let stop = StopSandboxRequest {
-            sandbox_id: self.id.clone(),
-            timeout_secs: 5,
-        };
-        within("StopSandbox", self.sandbox.stop_sandbox(context(), &stop))
-            .await
-            .unwrap();
-        let shutdown = ShutdownSandboxRequest {
-            sandbox_id: self.id,
-        };
-        // The shim may be gone before it answers.
-        let _ = within(
-            "ShutdownSandbox",
-            self.sandbox.shutdown_sandbox(context(), &shutdown),
-        )
-        .await;
-    }
-}
-
 pub(crate) async fn pods_keep_their_budget(h: Arc<Host>) {
     if is_reference() {
         println!("Corten only: the stock shim has no sandbox service");
@@ -160,14 +81,14 @@ pub(crate) async fn pods_keep_their_budget(h: Arc<Host>) {
     }
     let mut pods = Vec::new();
     for number in 0..PODS {
-        let mut pod = Pod::start(&h, &format!("p{number}")).await;
-        pod.add(&h).await;
+        let mut pod = Pod::start(&h, &format!("p{number}"), None, None).await;
+        pod.add("").await;
         pods.push(pod);
     }
     let pids: Vec<_> = pods.iter().flat_map(|pod| [pod.shim, pod.holder]).collect();
     check("shim and holder of a pod with one container", &pids, PODS);
     for _ in 0..4 {
-        pods[0].add(&h).await;
+        pods[0].add("").await;
     }
     check("the same with five", &[pods[0].shim, pods[0].holder], 1);
     for pod in pods {

@@ -6,21 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use corten_integration::process::patience;
 use corten_protos::any;
 use corten_protos::containerd::task::v3::{
     ConnectRequest, ConnectResponse, CreateTaskRequest, DeleteRequest, DeleteResponse,
     ExecProcessRequest, KillRequest, PauseRequest, ResumeRequest, ShutdownRequest, StartRequest,
-    StateRequest, StateResponse, WaitRequest,
+    StateRequest, StateResponse, UpdateTaskRequest, WaitRequest,
 };
 use corten_protos::containerd::types::Mount;
-use corten_protos::ttrpc::TaskClient;
+use corten_protos::google::protobuf::Any;
+use corten_protos::ttrpc::{TASK_V2, TaskClient};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
-use crate::host::{Host, shared_root, shown};
+use crate::host::{Dialect, Host, shared_root, shown};
 
 /// No call may take longer, apart from Wait.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -32,6 +34,8 @@ pub(crate) struct Recipe {
     id: String,
     pub(crate) spec: Value,
     root: Vec<Mount>,
+    options: Option<Any>,
+    dialect: Dialect,
     socket_dir: Option<PathBuf>,
 }
 
@@ -44,6 +48,7 @@ pub(crate) struct Container {
     pub(crate) address: String,
     pub(crate) shim: Shim,
     root: Vec<Mount>,
+    options: Option<Any>,
     _log: File,
 }
 
@@ -74,12 +79,27 @@ pub(crate) async fn within<T>(
     what: &str,
     call: impl Future<Output = ttrpc::Result<T>>,
 ) -> ttrpc::Result<T> {
-    let outcome = tokio::time::timeout(LIMIT, call).await;
-    outcome.unwrap_or_else(|_| panic!("{what}: no answer in {LIMIT:?}"))
+    let limit = LIMIT * patience();
+    let outcome = tokio::time::timeout(limit, call).await;
+    outcome.unwrap_or_else(|_| panic!("{what}: no answer in {limit:?}"))
 }
 
 pub(crate) fn context() -> ttrpc::context::Context {
     ttrpc::context::Context::default()
+}
+
+// === impl Io ===
+
+impl Io {
+    /// All output goes to the end of a file.
+    pub(crate) fn file(path: &Path) -> Self {
+        let uri = format!("file://{}", path.display());
+        Self {
+            stdout: uri.clone(),
+            stderr: uri,
+            ..Self::default()
+        }
+    }
 }
 
 // === impl Recipe ===
@@ -103,8 +123,39 @@ impl Recipe {
             id: id.to_owned(),
             spec,
             root: vec![root],
+            options: None,
+            dialect: Dialect::Bootstrap,
             socket_dir: None,
         }
+    }
+
+    /// Sets a field of the document, by its JSON pointer; what is missing on the way to it is made. `-` is one more of
+    /// a list.
+    pub(crate) fn set(mut self, pointer: &str, value: Value) -> Self {
+        let keys = pointer.split('/').skip(1);
+        *keys.fold(&mut self.spec, |at, key| match at {
+            Value::Array(list) => {
+                let index = key.parse().unwrap_or(list.len());
+                if index == list.len() {
+                    list.push(Value::Null);
+                }
+                &mut list[index]
+            }
+            other => &mut other[key],
+        }) = value;
+        self
+    }
+
+    /// Options of the runtime, for `start` and for Create.
+    pub(crate) fn options(mut self, options: Any) -> Self {
+        self.options = Some(options);
+        self
+    }
+
+    /// How its daemon speaks.
+    pub(crate) fn dialect(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
     }
 
     /// Puts it into the shim of the container `group`.
@@ -165,14 +216,27 @@ impl Recipe {
             .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
             .open(bundle.join("log"))
             .unwrap();
-        let answer = self.host.start(&self.id, self.socket_dir.as_deref()).await;
+        let host = self.host;
+        let address = match self.dialect {
+            Dialect::Bootstrap => {
+                let dir = self.socket_dir.as_deref();
+                let answer = host.start(&self.id, self.options.as_ref(), dir).await;
+                answer.address
+            }
+            old => host.start_as(old, &self.id, self.options.as_ref()).await,
+        };
+        let mut shim = Shim::connect(&address).await;
+        if self.dialect != Dialect::Bootstrap {
+            shim.task = TaskClient::with_service(shim.client.clone(), TASK_V2);
+        }
         Container {
-            shim: Shim::connect(&answer.address).await,
-            host: self.host,
+            shim,
+            host,
             id: self.id,
             bundle,
-            address: answer.address,
+            address,
             root: self.root,
+            options: self.options,
             _log: log,
         }
     }
@@ -207,6 +271,7 @@ impl Container {
             stdin: io.stdin.clone(),
             stdout: io.stdout.clone(),
             stderr: io.stderr.clone(),
+            options: self.options.clone(),
             ..CreateTaskRequest::default()
         };
         let call = self.shim.task.create(context(), &request);
@@ -315,6 +380,39 @@ impl Container {
         code
     }
 
+    /// What a script says that runs in it.
+    pub(crate) async fn says(&self, exec: &str, script: &str) -> String {
+        let file = self.host.base.join(format!("{}-{exec}", self.id));
+        let io = Io::file(&file);
+        let script = format!("exec 2>&1; {script}");
+        self.exec(exec, &["sh", "-c", &script], &io).await.unwrap();
+        self.start_exec(exec).await.unwrap();
+        self.wait_exec(exec).await.unwrap();
+        // Everything has been copied when this returns.
+        self.delete_exec(exec).await.unwrap();
+        fs::read_to_string(file).unwrap()
+    }
+
+    /// Changes its limits.
+    pub(crate) async fn update(&self, resources: &Value) -> ttrpc::Result<()> {
+        let resources = any::pack_json(any::OCI_LINUX_RESOURCES, resources.to_string());
+        let request = UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: Some(resources),
+            ..UpdateTaskRequest::default()
+        };
+        within("Update", self.shim.task.update(context(), &request))
+            .await
+            .map(drop)
+    }
+
+    /// Takes away what is left of one whose Create was refused.
+    pub(crate) async fn give_up(&self) {
+        self.shutdown().await;
+        self.delete_command().await;
+        self.remove_bundle();
+    }
+
     pub(crate) async fn delete_exec(&self, exec: &str) -> ttrpc::Result<DeleteResponse> {
         let request = DeleteRequest {
             id: self.id.clone(),
@@ -351,7 +449,10 @@ impl Container {
 
     /// The shim's `delete`.
     pub(crate) async fn delete_command(&self) -> DeleteResponse {
-        let done = self.host.helper(&self.id, "delete", Vec::new()).await;
+        let host = &self.host;
+        let done = host
+            .helper(Dialect::Bootstrap, &self.id, "delete", Vec::new())
+            .await;
         assert!(
             done.status.success(),
             "delete {}: {}",

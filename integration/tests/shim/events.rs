@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use corten_integration::process::{DEADLINE, patience};
 use corten_protos::any;
 use corten_protos::containerd::events as message;
 use corten_protos::containerd::services::events::ttrpc::v1::ForwardRequest;
@@ -125,7 +126,7 @@ impl Log {
                 let _ = tokio::time::timeout(Duration::from_millis(50), more).await;
             }
         };
-        let limit = Duration::from_secs(15);
+        let limit = DEADLINE * patience();
         tokio::time::timeout(limit, came).await.unwrap_or_else(|_| {
             panic!(
                 "no event {text:?} of {container} in {limit:?}, but {:?}",

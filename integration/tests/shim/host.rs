@@ -15,11 +15,14 @@ use std::time::Duration;
 
 use corten_integration::ctr::Client as Ctr;
 use corten_integration::peers::{self, Kind};
-use corten_integration::process::eventually;
+use corten_integration::process::{DEADLINE, eventually};
 use corten_integration::{images, leaks};
-use corten_protos::containerd::runtime::bootstrap::v1::{BootstrapParams, BootstrapResult};
+use corten_protos::containerd::runtime::bootstrap::v1::{
+    BootstrapParams, BootstrapResult, Extension,
+};
+use corten_protos::google::protobuf::Any;
 use prost::Message;
-use serde_json::Value;
+use serde_json::{Value, json};
 use ttrpc::asynchronous::Server;
 
 use crate::container::{Container, Recipe};
@@ -35,6 +38,17 @@ static SPEC: LazyLock<Value> = LazyLock::new(|| {
     let ctr = Ctr::New.command(Path::new("/none"), "none", Path::new("/tmp"));
     serde_json::from_str(&ctr.words("oci spec").ok()).expect("ctr prints JSON")
 });
+
+/// How a daemon tells a shim what it needs to know at its start, and what it understands of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// 2.3 and later: messages both ways.
+    Bootstrap,
+    /// 1.7 to 2.2: options or nothing, and MAX_SHIM_VERSION; the answer is JSON. The task service is that of version 2.
+    Json,
+    /// 1.6: the same without the variable; the answer is the bare address.
+    Plain,
+}
 
 /// See the file's note.
 #[derive(Debug)]
@@ -133,25 +147,64 @@ impl Host {
     }
 
     /// Runs `start`; gives its answer.
-    pub(crate) async fn start(&self, id: &str, socket_dir: Option<&Path>) -> BootstrapResult {
+    pub(crate) async fn start(
+        &self,
+        id: &str,
+        options: Option<&Any>,
+        socket_dir: Option<&Path>,
+    ) -> BootstrapResult {
         let default = self.base.join("s");
+        let extensions = options.map(|o| Extension {
+            value: Some(o.clone()),
+        });
         let params = BootstrapParams {
             instance_id: id.to_owned(),
             namespace: self.namespace.clone(),
             containerd_version: "2.4.2".to_owned(),
             containerd_ttrpc_address: self.base.join("e.sock").display().to_string(),
             containerd_grpc_address: self.address().display().to_string(),
+            extensions: extensions.into_iter().collect(),
             socket_dir: Some(socket_dir.unwrap_or(&default).display().to_string()),
             ..BootstrapParams::default()
         };
-        let done = self.helper(id, "start", params.encode_to_vec()).await;
+        let stdin = params.encode_to_vec();
+        let done = self.helper(Dialect::Bootstrap, id, "start", stdin).await;
         assert!(done.status.success(), "start {id}: {}", shown(&done));
         BootstrapResult::decode(done.stdout.as_slice())
             .unwrap_or_else(|e| panic!("the answer of start {id}: {e}: {}", shown(&done)))
     }
 
+    /// Runs `start` as daemons before 2.3 do; gives the address.
+    pub(crate) async fn start_as(
+        &self,
+        dialect: Dialect,
+        id: &str,
+        options: Option<&Any>,
+    ) -> String {
+        let stdin = options.map(Any::encode_to_vec).unwrap_or_default();
+        let done = self.helper(dialect, id, "start", stdin).await;
+        assert!(done.status.success(), "start {id}: {}", shown(&done));
+        let text = String::from_utf8(done.stdout.clone()).unwrap();
+        if dialect == Dialect::Plain {
+            assert!(text.starts_with("unix:///"), "{}", shown(&done));
+            return text;
+        }
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&answer["version"], &answer["protocol"]),
+            (&json!(2), &json!("ttrpc"))
+        );
+        answer["address"].as_str().expect("an address").to_owned()
+    }
+
     /// Runs one of the shim's commands in a bundle, as daemons do.
-    pub(crate) async fn helper(&self, id: &str, action: &str, stdin: Vec<u8>) -> Output {
+    pub(crate) async fn helper(
+        &self,
+        dialect: Dialect,
+        id: &str,
+        action: &str,
+        stdin: Vec<u8>,
+    ) -> Output {
         let mut command = Command::new(&self.binary);
         command
             .args(["-namespace", &self.namespace, "-id", id])
@@ -162,11 +215,14 @@ impl Host {
             .env("TTRPC_ADDRESS", self.base.join("e.sock"))
             .env("GRPC_ADDRESS", self.address())
             .env("NAMESPACE", &self.namespace)
-            .env("MAX_SHIM_VERSION", "2")
+            .env_remove("MAX_SHIM_VERSION")
             .current_dir(self.bundle(id))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if dialect != Dialect::Plain {
+            command.env("MAX_SHIM_VERSION", "2");
+        }
         if action == "delete" {
             command.arg("-bundle").arg(self.bundle(id));
         }
@@ -274,10 +330,9 @@ pub(crate) fn list(dir: &Path) -> Vec<PathBuf> {
 
 /// Waits until `holds`; for what has no event.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool + Send + 'static) {
-    let limit = Duration::from_secs(15);
-    let look = move || eventually(limit, || holds().then_some(()));
+    let look = move || eventually(DEADLINE, || holds().then_some(()));
     let found = tokio::task::spawn_blocking(look)
         .await
         .expect("it does not panic");
-    assert!(found.is_some(), "not in {limit:?}: {what}");
+    assert!(found.is_some(), "not in time: {what}");
 }

@@ -9,14 +9,20 @@
     reason = "test code"
 )]
 
+mod apparmor;
 mod budget;
 mod container;
 mod death;
 mod events;
+mod fields;
 mod host;
+mod limits;
+mod other;
+mod pod;
 mod protocol;
 mod streams;
 mod stress;
+mod systemd;
 
 use std::any::Any;
 use std::fs;
@@ -51,12 +57,21 @@ fn main() -> ExitCode {
     // Each of them is many things at once already.
     arguments.test_threads.get_or_insert(2);
     let trials = trials![
-        protocol: ctr_finds_a_shim_by_its_id, a_start_tells_what_it_mounts;
+        protocol: ctr_finds_a_shim_by_its_id, a_start_tells_what_it_mounts, daemons_of_1_6_are_served,
+            daemons_of_1_7_are_served, shutdown_may_come_at_the_end_only, other_users_are_sent_away;
+        fields: what_is_supported_takes_effect, what_is_not_supported_is_refused, hooks_run_in_their_order,
+            a_hook_that_takes_too_long_fails_the_create, pipes_belong_to_whom_the_options_say;
+        limits: an_update_changes_what_it_names;
+        apparmor: profiles_confine, an_unknown_profile_is_refused;
+        systemd: an_update_goes_through_systemd, pods_are_in_their_slice;
+        other: runc_is_driven, runc_cleans_up_after_a_dead_shim;
+        pod: a_pod_tells_what_all_of_it_uses;
         streams: a_terminal_writes_to_a_logger, a_terminal_writes_to_a_logger_that_says_it_is_ready,
             a_terminal_writes_to_a_file, a_terminal_speaks_over_streams, clients_attach_to_a_log;
         stress: true_containers, true_containers_of_one_shim, true_execs, execs_while_init_exits,
             events_outlive_the_daemon;
-        death: a_killed_shim_leaves_nothing, exit_codes_outlive_the_shim, a_slow_create_holds_up_nobody,
+        death: a_killed_shim_leaves_nothing, exit_codes_outlive_the_shim,
+            a_group_ends_with_the_delete_of_its_first, a_slow_create_holds_up_nobody,
             a_container_out_of_memory_goes_alone, a_frozen_container_can_be_killed,
             a_frozen_container_of_a_dead_shim_goes, a_full_disk_costs_nobody_an_exit;
         budget: shims_keep_their_budget, pods_keep_their_budget, times_are_told;

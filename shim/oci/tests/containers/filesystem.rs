@@ -1,6 +1,6 @@
 //! Cases about mounts, paths, and images that want to lead the engine astray.
 
-use crate::common::{Container, Outcome, check, output, spec};
+use crate::common::{Container, Outcome, check, leftovers, output, spec};
 use corten_launch::Kind;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
@@ -59,7 +59,7 @@ pub(crate) fn cwd() {
     let mut s = spec("pwd");
     s["process"]["cwd"] = json!("/made/on/the/way");
     assert_eq!(output(s).stdout, "/made/on/the/way\n");
-    for n in 3..40 {
+    for n in leftovers() {
         for form in ["/proc/self/fd", "/proc/thread-self/fd", "/dev/fd"] {
             let mut s = spec("pwd");
             s["process"]["cwd"] = json!(format!("{form}/{n}"));

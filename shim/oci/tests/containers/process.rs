@@ -208,7 +208,7 @@ pub(crate) fn exec() {
         (code, out.replace("10\n", "").as_str()),
         (0, "0\n1\n2\n3\n")
     );
-    for n in 3..40 {
+    for n in common::leftovers() {
         common::exec_failure(&c, &p, |p| p["cwd"] = json!(format!("/proc/self/fd/{n}")));
     }
     assert_eq!(c.cgroup.pids().expect("pids"), [p.pid()]);

@@ -13,13 +13,16 @@
 //! A file that cannot be written costs lines, never the process. A reader that takes nothing for a while is left.
 
 use std::cell::{Cell, RefCell};
+use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use corten_protos::time;
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::logger::unescape;
 use super::pump::Sink;
@@ -137,7 +140,18 @@ impl CriLog {
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK
             | OFlags::NOCTTY;
-        let file = rustix::fs::open(path, flags, MODE).context(what())?;
+        let open = || rustix::fs::open(path, flags, MODE);
+        let file = match open() {
+            Err(Errno::NOENT) => {
+                // As containerd does for clients that do not make the pod's folder themselves.
+                let dir = path.parent().unwrap_or(path);
+                let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+                made.context(what())?;
+                open()
+            }
+            opened => opened,
+        };
+        let file = file.context(what())?;
         let stat = rustix::fs::fstat(&file).context(what())?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Error::invalid(format!("{}: not a regular file", what())));
@@ -393,6 +407,12 @@ mod tests {
         assert!(log.reopen().is_err() && CriLog::open(config(0)).is_err());
         log.write(b"five\n");
         assert_eq!(read("old"), "one\ntwo\n");
+        let deep = Config {
+            path: dir.join("a/b/0.log"),
+            ..config(0)
+        };
+        CriLog::open(deep).unwrap().write(b"six\n");
+        assert_eq!(read("a/b/0.log"), "six\n");
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! A file that cannot be written costs lines, never the container: who reads its FIFO goes on.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use corten_core::{Context, Error, Result};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tracing::warn;
 
 const MODE: Mode = Mode::from_raw_mode(0o640);
@@ -98,9 +100,18 @@ fn open(path: &std::path::Path) -> Result<Open> {
         | OFlags::NOFOLLOW
         | OFlags::NONBLOCK
         | OFlags::NOCTTY;
-    let file = rustix::fs::open(path, flags, MODE)
-        .map_err(std::io::Error::from)
-        .with_context(what)?;
+    let open = || rustix::fs::open(path, flags, MODE);
+    let file = match open() {
+        Err(Errno::NOENT) => {
+            // As containerd does for clients that do not make the pod's folder themselves.
+            let dir = path.parent().unwrap_or(path);
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+            made.with_context(what)?;
+            open()
+        }
+        opened => opened,
+    };
+    let file = file.map_err(std::io::Error::from).with_context(what)?;
     let file = File::from(file);
     let metadata = file.metadata().with_context(what)?;
     if !metadata.is_file() {
@@ -146,5 +157,8 @@ mod tests {
         log.write(b"5");
         assert_eq!(read("old"), "one\ntwo\n");
         assert!(LogFile::open(dir.path().to_owned(), 0).is_err());
+        let log = LogFile::open(dir.path().join("a/b/0.log"), 0).unwrap();
+        log.write(b"6");
+        assert_eq!(read("a/b/0.log"), "6");
     }
 }

@@ -90,8 +90,8 @@ async fn main() {
         }
     }
     let mut rows = Table::begin();
-    times(&sides, &mut rows).await;
-    memory(&sides, &mut rows).await;
+    Box::pin(times(&sides, &mut rows)).await;
+    Box::pin(memory(&sides, &mut rows)).await;
 }
 
 /// NAME=SOCKET=PID.
@@ -253,7 +253,7 @@ async fn turn(side: &Side, names: std::ops::Range<u64>) -> Times {
                 let mut times = Times::default();
                 for n in names {
                     let name = format!("{}-{lane}-{n}", side.name);
-                    if let Err(error) = side.cycle(&name, &mut times).await {
+                    if let Err(error) = Box::pin(side.cycle(&name, &mut times)).await {
                         println!("# {name}: {error}");
                     }
                 }
@@ -281,7 +281,7 @@ async fn memory(sides: &[Option<Side>; 2], rows: &mut Table) {
     let mut weights = [None, None];
     for (side, weight) in sides.iter().zip(&mut weights) {
         let Some(side) = side else { continue };
-        match idle(side, pods).await {
+        match Box::pin(idle(side, pods)).await {
             Ok(weighed) => *weight = Some(weighed),
             Err(error) => println!("# {}, idle pods: {error}", side.name),
         }

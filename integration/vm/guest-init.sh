@@ -8,6 +8,10 @@ mount -t securityfs none /sys/kernel/security
 mount -t bpf -o mode=700 none /sys/fs/bpf
 mount -t cgroup2 -o nsdelegate none /sys/fs/cgroup
 mkdir -p /dev/pts /dev/shm /dev/mqueue
+ln -s /proc/self/fd /dev/fd
+for name in 0:stdin 1:stdout 2:stderr; do
+    ln -s "fd/${name%:*}" "/dev/${name#*:}"
+done
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 mount -t mqueue none /dev/mqueue

@@ -1,5 +1,7 @@
 # Sourced by lane.sh: pure cgroup v2 and AppArmor, without systemd.
 engine
-for suite in kernel:: run:: limits:: security:: tasks:: terminal:: events:: restart::; do
+shim --skip systemd::
+cri apparmor::
+for suite in kernel:: run:: limits:: security:: tasks:: terminal:: events:: checkpoint:: restart::; do
     ctr "$suite"
 done

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Runs the suites inside of the machine, in the words of cargo's tests; the last line is the sum.
 export PATH=/corten/bin:/corten/peers/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export HOME=/root TMPDIR=/tmp CORTEN_BIN_DIR=/corten/bin CORTEN_PEERS_DIR=/run/peers
+export HOME=/root TMPDIR=/tmp CORTEN_BIN_DIR=/corten/bin CORTEN_PEERS_DIR=/tmp/peers
 export RUST_BACKTRACE=0
 modprobe -a overlay loop veth bridge tun ip_tables 2>/dev/null
 chmod 1777 /tmp
-mkdir -p /run/peers /var/lib /var/run
-ln -sf /corten/peers/bin /run/peers/bin
-ln -sf /corten/peers/debian /run/peers/debian
+mkdir -p /tmp/peers /var/lib /var/run
+ln -sf /corten/peers/bin /tmp/peers/bin
+ln -sf /corten/peers/debian /tmp/peers/debian
 . /corten/lane.env
 
 passed=0
@@ -50,12 +50,20 @@ ctr() {
     run /corten/tests/ctr --test-threads "$THREADS" "$@"
 }
 
+shim() {
+    run /corten/tests/shim --test-threads "$THREADS" "$@"
+}
+
+cri() {
+    run /corten/tests/cri --test-threads "$THREADS" "$@"
+}
+
 echo "lane $LANE: Linux $(uname -r), $(cat /proc/1/comm) as init, $(nproc) processors, \
 cgroups: $(grep -c cgroup2 /proc/mounts) v2 $(grep -c '^cgroup ' /proc/mounts) v1, \
 lsm $(cat /sys/kernel/security/lsm 2>/dev/null)"
 if [ -n "$ONLY" ]; then
     # shellcheck disable=SC2086
-    ctr $ONLY
+    case $ONLY in shim* | cri*) $ONLY ;; *) ctr $ONLY ;; esac
 else
     . "/corten/lane-$LANE.sh"
 fi

@@ -35,5 +35,5 @@ peers=$top/target/vm
 want_packages qemu-system-x86 erofs-utils busybox-static kmod
 want_kernel
 want_unpacked apparmor sbin/apparmor_parser
-[ "${2:-}" = systemd ] && want_systemd
-true
+case " $* " in *" systemd "*) want_systemd ;; esac
+case " $* " in *" criu "*) want_packages criu iptables ;; esac

@@ -4,15 +4,17 @@
 #   integration/vm/run.sh [LANE...] [-- TEST]
 #
 #   engine     the engine of the shim alone, on pure cgroup v2
-#   fast       pure cgroup v2 and AppArmor; `make test` runs it if CORTEN_TEST_VM is set
+#   fast       pure cgroup v2 and AppArmor, in few minutes: the engine, the shim alone, the CRI's AppArmor
 #   cgroup2    the same machine, and everything that has to do with the shim
 #   systemd    systemd as init, cgroup v2
 #   hybrid     systemd as init, cgroup v1 with the unified hierarchy beside it
 #
-# Without a lane: cgroup2, systemd, hybrid. With `-- TEST` only those of the ctr tests are run.
+# Without a lane: cgroup2, systemd, hybrid. With `-- TEST` only those of the ctr tests are run, with
+# `-- shim TEST` or `-- cri TEST` those of the shim alone or of the CRI.
 # CORTEN_UNDER_TEST=reference runs stock containerd and runc in the machine. CORTEN_VM_PROGRAMS names
-# a directory with cortend, the shim, ctr-tests and engine-tests, to be run instead of a release build.
-# CORTEN_VM_MINUTES is how long a machine may live.
+# a directory with cortend, the shim, ctr-tests, shim-tests, cri-tests and engine-tests, to be run instead
+# of a release build. CORTEN_VM_MINUTES is how long a machine may live, CORTEN_VM_PROCESSORS how many it
+# has. With CORTEN_VM_OPTIONAL a host that cannot have such a machine says why, and that is no failure.
 #
 # The machine has no network; it lives in target/vm and a temporary directory. Its console is the
 # output.
@@ -22,7 +24,7 @@ top=$(dirname "$(dirname "$here")")
 cd "$top"
 if [ "$(id -u)" != 0 ]; then
     echo 'makes device nodes and needs root, using sudo' >&2
-    exec sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,CORTEN_UNDER_TEST,CORTEN_VM_PROGRAMS,CORTEN_VM_MINUTES "$0" "$@"
+    exec sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,CORTEN_UNDER_TEST,CORTEN_VM_PROGRAMS,CORTEN_VM_MINUTES,CORTEN_VM_PROCESSORS,CORTEN_VM_OPTIONAL "$0" "$@"
 fi
 
 if [ "$(uname -m)" != x86_64 ]; then
@@ -43,8 +45,15 @@ done
 [ -n "$lanes" ] || lanes='cgroup2 systemd hybrid'
 vm=$top/target/vm
 debian=$vm/debian
-case $lanes in *systemd* | *hybrid*) extra=systemd ;; *) extra= ;; esac
-integration/setup.sh vm $extra
+extra=
+case $lanes in *systemd* | *hybrid*) extra=systemd ;; esac
+case $lanes in *cgroup2*) extra="$extra criu" ;; esac
+# shellcheck disable=SC2086
+if ! integration/setup.sh vm $extra; then
+    [ -n "${CORTEN_VM_OPTIONAL:-}" ] || exit 1
+    echo 'not tried: QEMU or a kernel for it cannot be had here (see above)'
+    exit 0
+fi
 
 work=$(mktemp -d)
 qemu=
@@ -60,16 +69,19 @@ programs=${CORTEN_VM_PROGRAMS:-}
 tests=$work/corten/tests
 mkdir -p "$tests" "$work/corten/bin"
 if [ -n "$programs" ]; then
-    cp "$programs/ctr-tests" "$tests/ctr"
+    for name in ctr shim cri; do
+        cp "$programs/$name-tests" "$tests/$name"
+    done
     cp "$programs/engine-tests" "$tests/containers"
     cp "$programs/cortend" "$programs/containerd-shim-corten-v2" "$work/corten/bin/"
 else
-    ctr=$(cargo test --release --no-run -p corten-integration --test ctr 2>&1 |
-        sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+    built=$(cargo test --release --no-run -p corten-integration --test ctr --test shim --test cri 2>&1)
+    for name in ctr shim cri; do
+        cp "$(echo "$built" | sed -n "s/^ *Executable tests\/$name\/main.rs (\(.*\))\$/\1/p")" "$tests/$name"
+    done
     # With the features of a build of everything, which is what `make test` has built already.
     engine=$(cargo test --release --no-run --workspace --exclude corten-integration 2>&1 |
         sed -n 's/^ *Executable tests\/containers\/main.rs (\(.*\))$/\1/p')
-    cp "$ctr" "$tests/ctr"
     cp "$engine" "$tests/containers"
     cp target/release/cortend target/release/containerd-shim-corten-v2 "$work/corten/bin/"
 fi
@@ -80,8 +92,12 @@ modules=$debian/lib/modules/$release
 
 # --- the disk with our programs
 corten=$work/corten
-mkdir -p "$corten/peers/debian/usr/bin"
-cp -r target/peers/bin "$corten/peers/bin"
+mkdir -p "$corten/peers/debian/usr/bin" "$corten/peers/debian/usr/lib" "$corten/peers/bin"
+# Without containerd's own suite, which is not run here.
+for program in target/peers/bin/*; do
+    case $program in *.test | *-fp | *-fp-v1) ;; *) cp "$program" "$corten/peers/bin/" ;; esac
+done
+cp -r target/peers/debian/usr/lib/cni "$corten/peers/debian/usr/lib/"
 cp target/peers/debian/usr/bin/ctr target/peers/debian/usr/bin/docker-registry "$corten/peers/debian/usr/bin/"
 cp "$here"/lane*.sh "$corten/"
 strip --strip-debug "$corten"/tests/* "$corten"/bin/* 2>/dev/null || true
@@ -104,7 +120,7 @@ furnish() {
         "$root"/etc "$root"/bin "$root"/sbin "$root"/usr/bin "$root/lib/modules/$release" "$root"/usr/sbin
     # Drivers that containers and these tests may ask for; a whole tree would be most of the disk.
     for part in fs/overlayfs fs/fuse fs/erofs fs/squashfs fs/ext4 fs/jbd2 fs/mbcache.ko lib crypto drivers/block \
-        drivers/net net/bridge net/802 net/llc net/netfilter net/ipv4/netfilter net/ipv6/netfilter arch/x86/crypto; do
+        drivers/net net arch/x86/crypto; do
         [ -e "$modules/kernel/$part" ] || continue
         mkdir -p "$root/lib/modules/$release/kernel/$(dirname $part)"
         cp -r "$modules/kernel/$part" "$root/lib/modules/$release/kernel/$part"
@@ -134,10 +150,14 @@ minimal() {
     "$busybox" --list-full | while read -r applet; do
         [ -e "$root/$applet" ] || [ -L "$root/$applet" ] || ln -s /bin/busybox "$root/$applet"
     done
-    for name in unshare mkfs.erofs ip openssl setpriv; do
+    for name in unshare setsid mkfs.erofs ip openssl setpriv install criu tar gzip iptables-restore ip6tables-restore; do
         program=$(command -v $name) || continue
         rm -f "$root$program"
         take "$program"
+    done
+    # What CRIU asks of iptables-restore.
+    for library in /usr/lib/*-linux-gnu/xtables/libxt_mark.so /usr/lib/*-linux-gnu/xtables/libxt_standard.so; do
+        [ ! -e "$library" ] || take "$library"
     done
     printf 'root:x:0:0:root:/root:/bin/sh\n' >"$root/etc/passwd"
     printf 'root:x:0:\n' >"$root/etc/group"
@@ -214,7 +234,7 @@ boot() {
     [ "${CORTEN_VM_ACCEL:-}" != kvm ] || accel="-accel kvm -cpu host"
     # shellcheck disable=SC2086
     timeout --foreground -k 5 "${CORTEN_VM_MINUTES:-$minutes}m" qemu-system-x86_64 \
-        -M q35 $accel -smp 2 -m 3072 \
+        -M q35 $accel -smp "${CORTEN_VM_PROCESSORS:-2}" -m 3072 \
         -nodefaults -no-user-config -display none -no-reboot -serial stdio \
         -kernel "$kernel" -initrd "$work/ram.cpio" \
         -append "console=ttyS0 no_timer_check quiet loglevel=3 panic=-1 cgroup_no_v1=$4 apparmor=1 security=apparmor $words" \
@@ -236,12 +256,12 @@ for lane in $lanes; do
     {
         echo "LANE=$lane THREADS=2"
         echo "ONLY='$only'"
-        echo "export CORTEN_UNDER_TEST=${CORTEN_UNDER_TEST:-corten} CORTEN_PATIENCE=4"
+        echo "export CORTEN_UNDER_TEST=${CORTEN_UNDER_TEST:-corten} CORTEN_PATIENCE=6"
     } >"$corten/lane.env"
     cp "$here/lane-systemd.sh" "$corten/lane-hybrid.sh"
     case $lane in
-    engine | fast) minimal; minutes=8 words= off=all ;;
-    cgroup2) minimal; minutes=40 words= off=all ;;
+    engine | fast) minimal; minutes=15 words= off=all ;;
+    cgroup2) minimal; minutes=60 words= off=all ;;
     systemd) with_systemd; minutes=20 off=all words='systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 systemd.unit=corten-lane.service' ;;
     hybrid) with_systemd; minutes=20 off= words='systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=0 systemd.show_status=0 systemd.unit=corten-lane.service' ;;
     esac

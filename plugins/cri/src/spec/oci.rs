@@ -195,12 +195,13 @@ document! {
 document! {
     /// What is Linux's own.
     Linux {
+        // Also when there is none: our shim takes a document that does not speak of them for one to be made complete.
+        ! namespaces: Vec<Namespace>,
         uid_mappings: Vec<IdMapping>,
         gid_mappings: Vec<IdMapping>,
         sysctl: BTreeMap<String, String>,
         resources: Option<Resources>,
         cgroups_path: String,
-        namespaces: Vec<Namespace>,
         devices: Vec<Device>,
         net_devices: BTreeMap<String, NetDevice>,
         seccomp: Option<Seccomp>,
@@ -610,6 +611,7 @@ mod tests {
             "mounts": [{"destination": "/a", "type": "bind", "uidMappings":
                 [{"containerID": 0, "hostID": 1, "size": 2}]}],
             "linux": {
+                "namespaces": [],
                 "resources": {
                     "pids": {"limit": 0},
                     "memory": {"kernelTCP": 1, "disableOOMKiller": false},

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::{Version, names};
@@ -294,14 +295,18 @@ async fn talk(
         }
     };
     let (mut out, mut err) = (Vec::new(), Vec::new());
+    let flood = Notify::new();
     let status = {
-        let streams = async {
-            tokio::join!(
-                feed,
-                take(stdout, MAX_OUTPUT + 1, &mut out),
-                take(stderr, MAX_STDERR, &mut err)
-            )
+        let answer = async {
+            if let Some(from) = stdout {
+                let _ = from.take(MAX_OUTPUT + 1).read_to_end(&mut out).await;
+            }
+            if out.len() as u64 > MAX_OUTPUT {
+                flood.notify_one();
+                std::future::pending().await
+            }
         };
+        let streams = async { tokio::join!(feed, answer, take(stderr, MAX_STDERR, &mut err)) };
         tokio::pin!(streams);
         tokio::select! {
             _ = &mut streams => {
@@ -313,6 +318,11 @@ async fn talk(
                 group.0 = None;
                 let _ = tokio::time::timeout(GRACE, streams).await;
                 status?
+            }
+            // It said more than anybody will read, and may never end.
+            () = flood.notified() => {
+                drop(std::mem::replace(group, Group(None)));
+                child.wait().await?
             }
         }
     };

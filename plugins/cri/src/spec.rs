@@ -25,6 +25,7 @@ mod classes;
 mod container;
 mod defaults;
 mod devices;
+pub mod file;
 mod host;
 mod mounts;
 mod namespaces;

@@ -12,7 +12,7 @@ mod format;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use corten_core::{Error, Kind, Result};
@@ -23,8 +23,6 @@ use self::format::{Edits, File};
 use super::oci::Spec;
 
 const ANNOTATION: &str = "cdi.k8s.io/";
-/// Longest file that is read.
-const MAX_FILE: u64 = 10 << 20;
 
 /// The folders of descriptions.
 #[derive(Debug)]
@@ -165,12 +163,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<(Vec<u8>, bool)> {
-    let mut text = Vec::new();
-    let file = fs::File::open(path)?;
-    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(Error::invalid(format!("longer than {MAX_FILE} bytes")));
-    }
+    let text = super::file::read(path)?;
     Ok((text, path.extension().is_some_and(|e| e == "yaml")))
 }
 

@@ -3,17 +3,14 @@
 mod default;
 mod table;
 
-use std::fs::File;
-use std::io::Read;
+use std::path::Path;
 
 use corten_core::{Context, Error, Kind, Result};
 
+use super::file;
 use super::host::Host;
 use super::oci::{Seccomp, Spec};
 use super::profile::Profile;
-
-/// Longest profile of the node that is read.
-const MAX_FILE: u64 = 10 << 20;
 
 /// Sets the filter of a container. No word leaves what the base document says.
 pub(super) fn apply(
@@ -47,18 +44,9 @@ pub(super) fn apply(
 /// A profile of the node, in the runtime spec's form.
 fn read(path: &str) -> Result<Seccomp> {
     let what = || format!("cannot load seccomp profile {path:?}");
-    let file = File::open(path).map_err(Error::from).context(what())?;
-    let mut text = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut text)
+    let text = file::read(Path::new(path))
         .map_err(Error::from)
         .context(what())?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(Error::invalid(format!(
-            "{}: longer than {MAX_FILE} bytes",
-            what()
-        )));
-    }
     serde_json::from_slice(&text).map_err(|e| {
         Error::new(
             Kind::InvalidArgument,
@@ -69,6 +57,7 @@ fn read(path: &str) -> Result<Seccomp> {
 
 #[cfg(test)]
 mod tests {
+    use super::file::MAX_FILE;
     use super::*;
 
     fn host() -> Host {

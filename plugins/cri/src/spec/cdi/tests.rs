@@ -1,5 +1,6 @@
 //! CDI files, from hostile to useful.
 
+use crate::spec::file::MAX_FILE;
 use serde_json::{Value, json};
 
 use super::*;

@@ -109,6 +109,7 @@ impl Cri {
             .metadata
             .as_ref()
             .ok_or_else(|| invalid("pod sandbox config must include metadata"))?;
+        check_log(&pod_config.log_directory, &config.log_path)?;
         let stop_signal = spec::signals::of_cri(config.stop_signal)?;
         let (id, name) = (request::new_id(), record::full_name(of_container, of_pod));
         let reserved = self.container_names.reserve(&name, &id).with_context(|| {
@@ -432,6 +433,20 @@ impl Cri {
         });
         Ok(container)
     }
+}
+
+/// A log is in the folder of its pod. containerd would write it wherever dots lead.
+fn check_log(directory: &str, path: &str) -> Result<()> {
+    let up = |path: &str| {
+        let mut parts = Path::new(path).components();
+        parts.any(|part| part == std::path::Component::ParentDir)
+    };
+    if up(directory) || up(path) {
+        return Err(Error::invalid(format!(
+            "log path {path:?} leaves the log directory {directory:?}"
+        )));
+    }
+    Ok(())
 }
 
 // === impl Draft ===

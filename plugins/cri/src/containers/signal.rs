@@ -10,6 +10,8 @@ use corten_protos::runtime::v1::Signal;
 pub(super) const DEFAULT: &str = "SIGTERM";
 /// SIGKILL.
 pub(super) const KILL: u32 = 9;
+/// SIGTERM.
+pub(super) const TERM: u32 = 15;
 /// SIGHUP: the terminal is gone.
 pub(super) const HANG_UP: u32 = 1;
 

@@ -121,7 +121,7 @@ impl Cri {
     ) -> Result<()> {
         let id = &container.id;
         if !patience.is_zero() {
-            let signal = self.stop_signal(container)?;
+            let signal = self.stop_signal(container);
             if !container.signalled.swap(true, Ordering::AcqRel) {
                 info!(container.id = %id, signal, "stop container");
                 not_found_is_fine(task.kill("", signal, false).await)
@@ -142,13 +142,17 @@ impl Cri {
             .with_context(|| format!("failed to kill container {id:?}"))
     }
 
-    /// What was asked for, else what the image says, else SIGTERM.
-    fn stop_signal(&self, container: &Container) -> Result<u32> {
+    /// What was asked for, else what the image says, else SIGTERM. An image must not get its containers a life that
+    /// nobody can end: with containerd, a signal that is none fails every stop.
+    fn stop_signal(&self, container: &Container) -> u32 {
         let metadata = container.metadata.read();
-        let asked = signals::of_cri(metadata.config.stop_signal)?;
-        let names = [asked.as_str(), &metadata.stop_signal, signal::DEFAULT];
+        let asked = signals::of_cri(metadata.config.stop_signal).unwrap_or_default();
+        let names = [asked.as_str(), &metadata.stop_signal];
         let name = names.into_iter().find(|name| !name.is_empty());
-        signal::number(name.unwrap_or(signal::DEFAULT))
+        signal::number(name.unwrap_or(signal::DEFAULT)).unwrap_or_else(|error| {
+            warn!(container.id = %container.id, %error, "stop a container with SIGTERM instead");
+            signal::TERM
+        })
     }
 }
 

@@ -126,6 +126,20 @@ build_cri_suite() {
     printf '%s\n' "$stamp" >"$bin/.stamp-cri"
 }
 
+# A client of streaming servers, with Kubernetes' own library.
+build_streams() {
+    stamp=$(cat "$here/peers/go.mod" "$here/peers/go.sum" "$here/peers/streams/main.go" | sha256sum | cut -d' ' -f1)
+    [ -f "$bin/.stamp-streams" ] && [ "$(cat "$bin/.stamp-streams")" = "$stamp" ] && [ -x "$bin/streams" ] && return 0
+    go=$(find_go)
+    say "building a client of streaming servers"
+    (
+        cd "$here/peers"
+        export GOFLAGS="-buildvcs=false -mod=readonly" CGO_ENABLED=0
+        nice -n 10 "$go" build -o "$bin/" -ldflags '-s -w' ./streams
+    )
+    printf '%s\n' "$stamp" >"$bin/.stamp-streams"
+}
+
 build_peers() {
     stamp=$(cat "$here/peers/go.mod" "$here/peers/go.sum" | sha256sum | cut -d' ' -f1)
     if [ -f "$bin/.stamp" ] && [ "$(cat "$bin/.stamp")" = "$stamp" ] &&
@@ -165,6 +179,7 @@ want_unpacked containerd usr/bin/ctr
 want_unpacked docker-registry usr/bin/docker-registry
 want_unpacked containernetworking-plugins usr/lib/cni/bridge
 build_peers
+build_streams
 [ "${1:-all}" = cri ] || exit 0
 
 want_packages nginx-light procps lsof strace

@@ -31,6 +31,8 @@ pub struct Setup {
     pub extra: String,
     /// Environment of the daemon.
     pub env: Vec<(String, String)>,
+    /// Serves the CRI.
+    pub kubernetes: bool,
 }
 
 /// A daemon with its directory.
@@ -59,7 +61,15 @@ impl Setup {
             kind,
             extra: String::new(),
             env: Vec::new(),
+            kubernetes: false,
         }
+    }
+
+    /// With the CRI, which the other daemons leave out.
+    #[must_use]
+    pub fn kubernetes(mut self) -> Self {
+        self.kubernetes = true;
+        self
     }
 
     #[must_use]
@@ -94,14 +104,19 @@ impl Setup {
             Kind::Debian => 2,
             Kind::Corten | Kind::Reference => 3,
         };
+        // NRI's default socket is the machine's, not ours.
+        let disabled = if self.kubernetes {
+            ""
+        } else {
+            r#"disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime", "io.containerd.podsandbox.controller.v1.podsandbox",
+  "io.containerd.nri.v1.nri"]"#
+        };
         let config = format!(
             r#"version = {version}
 root = "{base}/r"
 state = "{base}/s"
-# No Kubernetes here; NRI's default socket is the machine's, not ours.
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images",
-  "io.containerd.cri.v1.runtime", "io.containerd.podsandbox.controller.v1.podsandbox",
-  "io.containerd.nri.v1.nri"]
+{disabled}
 [grpc]
 address = "{base}/c.sock"
 {extra}"#,

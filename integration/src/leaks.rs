@@ -95,6 +95,28 @@ pub fn of_daemon(daemon: &Daemon) -> Vec<String> {
     found
 }
 
+/// What a pod or container has left on the machine and in the daemon's folders, by its id.
+#[must_use]
+pub fn of_id(daemon: &Daemon, id: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (pid, line) in processes_naming(id) {
+        found.push(format!("process {pid}: {line}"));
+    }
+    for mount in mounts_containing(id) {
+        found.push(format!("mount {mount}"));
+    }
+    let named = |top: PathBuf| below(top, |name| name.contains(id));
+    found.extend(
+        named(CGROUPS.into())
+            .iter()
+            .map(|p| format!("cgroup {}", p.display())),
+    );
+    for place in [daemon.root(), daemon.state(), daemon.base.join("t")] {
+        found.extend(named(place).iter().map(|p| format!("file {}", p.display())));
+    }
+    found
+}
+
 /// What all daemons share and none may add to.
 #[must_use]
 pub fn shared_places() -> BTreeSet<PathBuf> {
@@ -197,11 +219,17 @@ fn unmount_under(part: &str) {
 
 /// Every cgroup directory called `ns`, in every hierarchy and at any depth.
 fn cgroups_named(ns: &str) -> Vec<PathBuf> {
+    below(CGROUPS.into(), |name| name == ns)
+}
+
+/// Every directory below `top`, at any depth, whose name is `wanted`; not what is in it.
+fn below(top: PathBuf, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut open = vec![PathBuf::from(CGROUPS)];
+    let mut open = vec![top];
     while let Some(dir) = open.pop() {
         for child in children(&dir, true) {
-            if child.file_name().is_some_and(|n| n == ns) {
+            let name = child.file_name().and_then(|n| n.to_str());
+            if name.is_some_and(&wanted) {
                 found.push(child);
             } else {
                 open.push(child);

@@ -60,6 +60,13 @@ pub fn busybox() -> Image {
     BUSYBOX.clone()
 }
 
+/// Busybox with more layers above it and a config of its own.
+#[must_use]
+pub fn busybox_with(name: &str, layers: Vec<Layer>, config: serde_json::Value) -> Image {
+    let recipe = Recipe::new(name).layer(Layer::gzip(base())).config(config);
+    layers.into_iter().fold(recipe, Recipe::layer).build()
+}
+
 /// Busybox with an entrypoint, a user, a working directory, environment and labels.
 #[must_use]
 pub fn configured() -> Image {

@@ -1,0 +1,44 @@
+//! What the kubelet and crictl see of the CRI: every RPC, the streams, the limits, and what hostile images and requests
+//! get. Stock containerd passes the same tests (`CORTEN_UNDER_TEST=reference`); where it differs, the test says so.
+//!
+//! Each test has pods of its own, most of them on one daemon; [`machine`] is where they run.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "test code"
+)]
+
+mod apparmor;
+mod containers;
+mod cri;
+mod images;
+mod info;
+mod limits;
+mod machine;
+mod metrics;
+mod networks;
+mod pods;
+mod runner;
+mod streams;
+
+mod hostile_images;
+mod hostile_requests;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runner::run(vec![
+        ("info", info::tests()),
+        ("images", images::tests()),
+        ("pods", pods::tests()),
+        ("apparmor", apparmor::tests()),
+        ("networks", networks::tests()),
+        ("containers", containers::tests()),
+        ("metrics", metrics::tests()),
+        ("streams", streams::tests()),
+        ("limits", limits::tests()),
+        ("hostile_images", hostile_images::tests()),
+        ("hostile_requests", hostile_requests::tests()),
+    ])
+}

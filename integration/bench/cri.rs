@@ -33,6 +33,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 const IMAGE: &str = "ghcr.io/containerd/busybox:1.36";
+/// On the machine that was made for this.
+const LOGS: &str = "/run/bench-logs";
 /// Calls at a time.
 const LANES: u64 = 2;
 /// Pods that a lane runs before the other side has its turn.
@@ -89,6 +91,10 @@ async fn main() {
             Err(error) => println!("# {argument}: {error}"),
         }
     }
+    // As the kubelet makes the folder of a pod's logs.
+    if let Err(error) = fs::create_dir_all(LOGS) {
+        println!("# {LOGS}: {error}");
+    }
     let mut rows = Table::begin();
     Box::pin(times(&sides, &mut rows)).await;
     Box::pin(memory(&sides, &mut rows)).await;
@@ -131,7 +137,7 @@ fn pod(name: &str) -> PodSandboxConfig {
             namespace: "bench".into(),
             attempt: 0,
         }),
-        log_directory: "/run/bench-logs".into(),
+        log_directory: LOGS.into(),
         linux: Some(LinuxPodSandboxConfig::default()),
         ..PodSandboxConfig::default()
     }
@@ -180,7 +186,7 @@ impl Side {
             config: Some(config),
             sandbox_config: Some(pod(name)),
         };
-        let made = self.runtime.create_container(request).await?;
+        let made = Box::pin(self.runtime.create_container(request)).await?;
         Ok(made.into_inner().container_id)
     }
 

@@ -39,8 +39,8 @@ pub(super) fn lines(config: &Config) -> Vec<Line> {
         ("mkfs.erofs", "", "the erofs differ cannot make layers"),
         (
             "criu",
-            "; io.containerd.runc.v2 checkpoints with it, Corten's own shim does not; `criu check` tries it",
-            "containers of io.containerd.runc.v2 cannot be checkpointed or restored",
+            "; containers are checkpointed with it; `criu check` tries it",
+            "containers cannot be checkpointed or restored",
         ),
         ("apparmor_parser", "", "AppArmor profiles cannot be loaded"),
     ] {

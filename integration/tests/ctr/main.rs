@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
 
 mod archives;
+mod checkpoint;
 mod commands;
 mod config;
 mod containers;
@@ -13,11 +14,13 @@ mod corners;
 mod daemon;
 mod errors;
 mod events;
+mod grpc;
 mod images;
 mod kernel;
 mod limits;
 mod matrix;
 mod parallel;
+mod plugins;
 mod policy;
 mod pull;
 mod registries;
@@ -35,6 +38,10 @@ mod verify;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|a| a == grpc::shim::WORD) {
+        return grpc::shim::main(&args[1..]);
+    }
     corten_integration::runner::run(vec![
         ("commands", commands::tests()),
         ("images", images::tests()),
@@ -50,11 +57,13 @@ fn main() -> ExitCode {
         ("kernel", kernel::tests()),
         ("terminal", terminal::tests()),
         ("tasks", tasks::tests()),
+        ("checkpoint", checkpoint::tests()),
         ("containers", containers::tests()),
         ("events", events::tests()),
         ("corners", corners::tests()),
         ("errors", errors::tests()),
         ("daemon", daemon::tests()),
+        ("plugins", plugins::tests()),
         ("config", config::tests()),
         ("verify", verify::tests()),
         ("traces", traces::tests()),
@@ -63,5 +72,6 @@ fn main() -> ExitCode {
         ("parallel", parallel::tests()),
         ("reliability", reliability::tests()),
         ("matrix", matrix::tests()),
+        ("grpc", grpc::tests()),
     ])
 }

@@ -36,7 +36,8 @@ pub(crate) fn run(address: &str, namespace: &str, topic: &str) -> Result<()> {
             corten_core::scope::NAMESPACE_HEADER,
             MetadataValue::try_from(namespace).context("namespace is not a header value")?,
         );
-        events.publish(request).await.context("publish")?;
+        let published = events.publish(request).await;
+        published.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
         Ok(())
     })
 }

@@ -92,6 +92,10 @@ fn sends_traces_to_a_collector(c: &Case) {
         "containerd.services.tasks.v1.Tasks/Create",
         "pkg.unpack.unpacker.unpackLayer",
         "pkg.unpack.unpacker.fetchLayer",
+        // What the shim is asked for.
+        "containerd.task.v3.Task/Create",
+        "containerd.task.v3.Task/Start",
+        "containerd.task.v3.Task/Delete",
     ];
     if c.is_reference() {
         println!("Corten only: names of its own for the making of a task");

@@ -32,6 +32,8 @@ pub trait Span: Send + Sync {
 pub trait Point: Send + Sync {
     /// Begins a span below this one.
     fn child(&self, name: &str) -> Box<dyn Span>;
+    /// Begins the span of a call of `service/method` in another process.
+    fn call(&self, name: &str) -> Box<dyn Span>;
     /// The trace that it is a part of, in hexadecimal.
     fn trace_id(&self) -> String;
     /// Name and value of the headers that tell other processes of this span (W3C Trace Context).

@@ -10,7 +10,8 @@ use corten_registry::Registration;
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{
-    Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
+    Span as _, SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _,
+    TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::Resource;
@@ -120,14 +121,29 @@ impl Span for Call {
 
 // === impl Below ===
 
-impl Point for Below {
-    fn child(&self, name: &str) -> Box<dyn Span> {
-        let builder = self.tracer.span_builder(name.to_owned());
-        let builder = builder.with_kind(SpanKind::Internal);
+impl Below {
+    fn begin(&self, builder: SpanBuilder) -> Box<dyn Span> {
         Box::new(Call {
             span: self.tracer.build_with_context(builder, &self.context),
             tracer: self.tracer.clone(),
         })
+    }
+}
+
+impl Point for Below {
+    fn child(&self, name: &str) -> Box<dyn Span> {
+        let builder = self.tracer.span_builder(name.to_owned());
+        self.begin(builder.with_kind(SpanKind::Internal))
+    }
+
+    fn call(&self, name: &str) -> Box<dyn Span> {
+        let (service, method) = name.split_once('/').unwrap_or((name, ""));
+        let builder = self.tracer.span_builder(name.to_owned());
+        let builder = builder.with_kind(SpanKind::Client);
+        self.begin(builder.with_attributes([
+            KeyValue::new("rpc.service", service.to_owned()),
+            KeyValue::new("rpc.method", method.to_owned()),
+        ]))
     }
 
     fn trace_id(&self) -> String {

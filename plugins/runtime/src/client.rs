@@ -4,6 +4,7 @@
 //! which has the newest task API only. What differs ends here: metadata, deadlines, and how an error arrives.
 
 use corten_core::scope::{NAMESPACE_HEADER, NAMESPACE_TTRPC};
+use corten_core::spans;
 use corten_protos::containerd::runtime::sandbox::v1 as sandbox;
 use corten_protos::containerd::task::v3 as task;
 use corten_protos::corten::pod::v1 as pod;
@@ -11,13 +12,15 @@ use corten_protos::google::protobuf::Empty;
 use corten_protos::ttrpc::runtime::Context;
 use tonic::metadata::{AsciiMetadataKey, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// The largest message of a shim that speaks gRPC, in bytes.
 const MAX_MESSAGE: usize = corten_core::service::MAX_MESSAGE;
 
 macro_rules! clients {
-    ($($(#[$doc:meta])* $name:ident($ttrpc:ident, $grpc:ty) { $($method:ident($request:ty) -> $answer:ty;)* })*) => {$(
+    ($($(#[$doc:meta])* $name:ident($service:literal, $ttrpc:ident, $grpc:ty) {
+        $($method:ident $wire:literal ($request:ty) -> $answer:ty;)*
+    })*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub(crate) enum $name {
@@ -28,14 +31,18 @@ macro_rules! clients {
         impl $name {
             $(
                 pub(crate) async fn $method(&self, cx: Context, request: &$request) -> ttrpc::Result<$answer> {
-                    match self {
-                        Self::Ttrpc(client) => client.$method(cx, request).await,
-                        Self::Grpc(client) => {
-                            let mut client = client.clone();
-                            // Kept small: few shims need it, and every call would carry it.
-                            answered(Box::pin(client.$method(asked(&cx, request.clone()))).await)
+                    let call = |cx: Context| async move {
+                        match self {
+                            Self::Ttrpc(client) => client.$method(cx, request).await,
+                            Self::Grpc(client) => {
+                                let mut client = client.clone();
+                                let call = client.$method(asked(&cx, request.clone()));
+                                // Kept small: few shims need it, and every call would carry it.
+                                answered(Box::pin(call).await)
+                            }
                         }
-                    }
+                    };
+                    traced(concat!($service, "/", $wire), cx, call).await
                 }
             )*
 
@@ -48,37 +55,37 @@ macro_rules! clients {
 
 clients! {
     /// Tasks.
-    Tasks(TaskClient, task::task_client::TaskClient<Channel>) {
-        state(task::StateRequest) -> task::StateResponse;
-        create(task::CreateTaskRequest) -> task::CreateTaskResponse;
-        start(task::StartRequest) -> task::StartResponse;
-        delete(task::DeleteRequest) -> task::DeleteResponse;
-        pids(task::PidsRequest) -> task::PidsResponse;
-        pause(task::PauseRequest) -> Empty;
-        resume(task::ResumeRequest) -> Empty;
-        checkpoint(task::CheckpointTaskRequest) -> Empty;
-        kill(task::KillRequest) -> Empty;
-        exec(task::ExecProcessRequest) -> Empty;
-        resize_pty(task::ResizePtyRequest) -> Empty;
-        close_io(task::CloseIoRequest) -> Empty;
-        update(task::UpdateTaskRequest) -> Empty;
-        wait(task::WaitRequest) -> task::WaitResponse;
-        stats(task::StatsRequest) -> task::StatsResponse;
-        connect(task::ConnectRequest) -> task::ConnectResponse;
-        shutdown(task::ShutdownRequest) -> Empty;
+    Tasks("containerd.task.v3.Task", TaskClient, task::task_client::TaskClient<Channel>) {
+        state "State" (task::StateRequest) -> task::StateResponse;
+        create "Create" (task::CreateTaskRequest) -> task::CreateTaskResponse;
+        start "Start" (task::StartRequest) -> task::StartResponse;
+        delete "Delete" (task::DeleteRequest) -> task::DeleteResponse;
+        pids "Pids" (task::PidsRequest) -> task::PidsResponse;
+        pause "Pause" (task::PauseRequest) -> Empty;
+        resume "Resume" (task::ResumeRequest) -> Empty;
+        checkpoint "Checkpoint" (task::CheckpointTaskRequest) -> Empty;
+        kill "Kill" (task::KillRequest) -> Empty;
+        exec "Exec" (task::ExecProcessRequest) -> Empty;
+        resize_pty "ResizePty" (task::ResizePtyRequest) -> Empty;
+        close_io "CloseIO" (task::CloseIoRequest) -> Empty;
+        update "Update" (task::UpdateTaskRequest) -> Empty;
+        wait "Wait" (task::WaitRequest) -> task::WaitResponse;
+        stats "Stats" (task::StatsRequest) -> task::StatsResponse;
+        connect "Connect" (task::ConnectRequest) -> task::ConnectResponse;
+        shutdown "Shutdown" (task::ShutdownRequest) -> Empty;
     }
 
     /// Sandboxes.
-    Sandboxes(SandboxClient, sandbox::sandbox_client::SandboxClient<Channel>) {
-        create_sandbox(sandbox::CreateSandboxRequest) -> sandbox::CreateSandboxResponse;
-        start_sandbox(sandbox::StartSandboxRequest) -> sandbox::StartSandboxResponse;
-        platform(sandbox::PlatformRequest) -> sandbox::PlatformResponse;
-        stop_sandbox(sandbox::StopSandboxRequest) -> sandbox::StopSandboxResponse;
-        wait_sandbox(sandbox::WaitSandboxRequest) -> sandbox::WaitSandboxResponse;
-        sandbox_status(sandbox::SandboxStatusRequest) -> sandbox::SandboxStatusResponse;
-        shutdown_sandbox(sandbox::ShutdownSandboxRequest) -> sandbox::ShutdownSandboxResponse;
-        sandbox_metrics(sandbox::SandboxMetricsRequest) -> sandbox::SandboxMetricsResponse;
-        update_sandbox(sandbox::UpdateSandboxRequest) -> sandbox::UpdateSandboxResponse;
+    Sandboxes("containerd.runtime.sandbox.v1.Sandbox", SandboxClient, sandbox::sandbox_client::SandboxClient<Channel>) {
+        create_sandbox "CreateSandbox" (sandbox::CreateSandboxRequest) -> sandbox::CreateSandboxResponse;
+        start_sandbox "StartSandbox" (sandbox::StartSandboxRequest) -> sandbox::StartSandboxResponse;
+        platform "Platform" (sandbox::PlatformRequest) -> sandbox::PlatformResponse;
+        stop_sandbox "StopSandbox" (sandbox::StopSandboxRequest) -> sandbox::StopSandboxResponse;
+        wait_sandbox "WaitSandbox" (sandbox::WaitSandboxRequest) -> sandbox::WaitSandboxResponse;
+        sandbox_status "SandboxStatus" (sandbox::SandboxStatusRequest) -> sandbox::SandboxStatusResponse;
+        shutdown_sandbox "ShutdownSandbox" (sandbox::ShutdownSandboxRequest) -> sandbox::ShutdownSandboxResponse;
+        sandbox_metrics "SandboxMetrics" (sandbox::SandboxMetricsRequest) -> sandbox::SandboxMetricsResponse;
+        update_sandbox "UpdateSandbox" (sandbox::UpdateSandboxRequest) -> sandbox::UpdateSandboxResponse;
     }
 }
 
@@ -113,6 +120,31 @@ impl Pods {
             Self::None => Err(unimplemented()),
         }
     }
+}
+
+/// A call in a span of its own, of which the shim is told.
+async fn traced<T, F>(
+    name: &str,
+    mut cx: Context,
+    call: impl FnOnce(Context) -> F,
+) -> ttrpc::Result<T>
+where
+    F: Future<Output = ttrpc::Result<T>>,
+{
+    let Some(point) = spans::current() else {
+        return call(cx).await;
+    };
+    let span = point.call(name);
+    for (name, value) in span.point().headers() {
+        cx.set(name, vec![value]);
+    }
+    let answer = call(cx).await;
+    span.end(match &answer {
+        Ok(_) => Code::Ok,
+        Err(ttrpc::Error::RpcStatus(status)) => Code::from_i32(status.code.value()),
+        Err(_) => Code::Unavailable,
+    });
+    answer
 }
 
 fn unimplemented() -> ttrpc::Error {

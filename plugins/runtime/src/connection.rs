@@ -11,7 +11,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use corten_core::scope::NAMESPACE_TTRPC;
-use corten_core::{Error, Kind, Namespace, Result, spans, status};
+use corten_core::{Error, Kind, Namespace, Result, status};
 use corten_protos::containerd::runtime::bootstrap::v1::BootstrapResult;
 use corten_protos::ttrpc::runtime::{Client, Context};
 use corten_protos::ttrpc::{PodClient, SandboxClient, TASK_V2, TASK_V3, TaskClient};
@@ -224,9 +224,6 @@ impl Connection {
             NAMESPACE_TTRPC.to_owned(),
             self.namespace.as_str().to_owned(),
         );
-        for (name, value) in spans::current().map_or_else(Vec::new, |s| s.headers()) {
-            cx.add(name, value);
-        }
         if let Some(p) = patience {
             // Later than our own, which alone tells a time-out from other errors.
             cx.timeout_nano = i64::try_from((p + MARGIN).as_nanos()).unwrap_or(i64::MAX);
@@ -385,6 +382,8 @@ impl Drop for Watched {
 
 #[cfg(test)]
 mod tests {
+    use corten_core::spans;
+
     use super::*;
 
     #[tokio::test]
@@ -423,7 +422,11 @@ mod tests {
         struct Here;
         impl spans::Point for Here {
             fn child(&self, _: &str) -> Box<dyn spans::Span> {
-                unreachable!("a call is no span of its own")
+                unreachable!("a call is no part of this process")
+            }
+            fn call(&self, name: &str) -> Box<dyn spans::Span> {
+                assert_eq!(name, "containerd.task.v3.Task/Connect");
+                Box::new(Here)
             }
             fn trace_id(&self) -> String {
                 "1".into()
@@ -431,6 +434,12 @@ mod tests {
             fn headers(&self) -> Vec<(String, String)> {
                 vec![("traceparent".into(), "00-1-2-01".into())]
             }
+        }
+        impl spans::Span for Here {
+            fn point(&self) -> std::sync::Arc<dyn spans::Point> {
+                std::sync::Arc::new(Here)
+            }
+            fn end(self: Box<Self>, _: tonic::Code) {}
         }
         let ns = Namespace::new("ns").unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use corten_integration::cgroup::{directory, setting};
-use corten_integration::process::Cmd;
+use corten_integration::process::{Cmd, DEADLINE, eventually};
 use corten_protos::any;
 use corten_protos::containerd::runc::v1::Options;
 use corten_protos::google::protobuf::Any;
@@ -28,9 +28,17 @@ fn options() -> Any {
     })
 }
 
+/// Asks again if need be: on a slow machine systemd may answer nobody while it reads its units anew.
+fn systemctl(args: &[&str]) -> String {
+    let answer = eventually(DEADLINE, || {
+        let done = Cmd::new("systemctl").args(args).run();
+        (done.code() == 0).then(|| done.out().trim().to_owned())
+    });
+    answer.unwrap_or_else(|| panic!("systemctl {args:?} fails"))
+}
+
 fn show(unit: &str, property: &str) -> String {
-    let show = Cmd::new("systemctl").args(["show", "--value", "-p", property, unit]);
-    show.ok().trim().to_owned()
+    systemctl(&["show", "--value", "-p", property, unit])
 }
 
 async fn is_gone(unit: String) {
@@ -68,7 +76,7 @@ pub(crate) async fn an_update_goes_through_systemd(h: Arc<Host>) {
         assert_eq!(show(&unit, of_memory), "134217728");
         assert_eq!(show(&unit, "TasksMax"), "20");
         // What it was told it sets again.
-        Cmd::new("systemctl").arg("daemon-reload").ok();
+        systemctl(&["daemon-reload"]);
     }
     // One limit leaves the others as they are.
     c.update(&json!({"cpu": {"quota": 50_000, "period": 100_000}}))
@@ -108,5 +116,5 @@ pub(crate) async fn pods_are_in_their_slice(h: Arc<Host>) {
     is_gone(holder).await;
     is_gone("cri-containerd-pc.scope".to_owned()).await;
     // The kubelet would stop it.
-    Cmd::new("systemctl").args(["stop", &slice]).ok();
+    systemctl(&["stop", &slice]);
 }

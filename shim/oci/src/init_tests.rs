@@ -204,6 +204,19 @@ fn what_is_not_done_is_refused() {
         "/mounts",
         json!([{"destination": "/proc/self", "type": "tmpfs"}]),
     );
+    let one = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+    refused("/linux/gidMappings", one.clone());
+    refused(
+        "/mounts",
+        json!([{"destination": "/x", "type": "bind", "source": "/", "gidMappings": one}]),
+    );
+    for kind in ["prestart", "startContainer", "poststop"] {
+        refused("/hooks", json!({kind: [{"path": "true"}]}));
+        refused(
+            "/hooks",
+            json!({kind: [{"path": "/bin/true", "timeout": 0}]}),
+        );
+    }
 }
 
 #[test]

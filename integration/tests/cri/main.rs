@@ -12,6 +12,7 @@
 mod apparmor;
 mod containers;
 mod cri;
+mod handlers;
 mod images;
 mod info;
 mod limits;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ("pods", pods::tests()),
         ("apparmor", apparmor::tests()),
         ("networks", networks::tests()),
+        ("handlers", handlers::tests()),
         ("containers", containers::tests()),
         ("metrics", metrics::tests()),
         ("streams", streams::tests()),

@@ -303,7 +303,7 @@ async fn talk(
             }
             if out.len() as u64 > MAX_OUTPUT {
                 flood.notify_one();
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         let streams = async { tokio::join!(feed, answer, take(stderr, MAX_STDERR, &mut err)) };

@@ -18,22 +18,7 @@
 //! | [`record`], [`volumes`], [`signal`] | what is stored; what an image declares; how signals are named |
 //! | [`recover`] | what a new daemon finds |
 //!
-//! # Limits
-//! | what | limit |
-//! |---|---|
-//! | bytes that ExecSync keeps of each stream | 16 MiB ([`exec::MAX_OUTPUT`]); the rest is read and lost |
-//! | bytes of both that it answers | 16 MiB - 64 ([`exec::MAX_ANSWER`]): a message that clients take |
-//! | after its time-out, the end of a killed process | 5 s; the answer does not wait longer |
-//! | streams held open after a process' end | `drain_exec_sync_io_timeout`; 0: as long as they are |
-//! | items of one message of StreamContainers | 5,000 ([`list::BATCH`]) |
-//! | a label from an image, key and value | 4,096 bytes; a longer one is left out |
-//! | loading one container after a restart | 10 s, 32 at a time; then it is unknown |
-//! | one try to be rid of an ended container | 20 s, then again after 1 s to 5 min |
-//! | output held open after a container's end | 10 s |
-//! | a connection into a pod | 10 s for each family |
-//! | a client's last words after a pod's side of a forwarded port ended | 1 s |
-//!
-//! Those of logs are in the docs of [`crate::logs`].
+//! Their limits are in [`crate::limits`].
 
 mod attach;
 pub mod checkpoint;

@@ -4,14 +4,7 @@
 //! `repository@digest`, id) are the truth; [`Images`] holds an index over them, built at start and kept by the events of
 //! the records, so that images that others brought to the namespace (ctr, nerdctl) are images of the CRI as well.
 //!
-//! | limit | value | where |
-//! |---|---|---|
-//! | manifest or index | 4 MiB | [`record::MAX_DOCUMENT`] |
-//! | image configuration | 8 MiB | [`record::MAX_CONFIG`] |
-//! | repository name, tag | 255, 128 bytes | [`reference`] |
-//! | the `auth` field of a request | 64 KiB | `auth` |
-//! | indexes in indexes | 8 | [`record`] |
-//! | items, bytes of one streamed message | 5000, 8 MiB | [`crate::stats::batches`] |
+//! The limits are in [`crate::limits`].
 //!
 //! - [`reference`], [`config`], [`record`]: names, configuration blobs, what is known of an image
 //! - `known`: the index; `sync`: how it follows the records

@@ -19,23 +19,14 @@
 //! (its instance is the configuration), `io.containerd.podsandbox.controller.v1.podsandbox` (pods with a pause
 //! container), `io.containerd.grpc.v1.cri` (the services on the wire) and `io.containerd.metrics.v1.cri`.
 //!
-//! # Limits
-//! | what | limit |
-//! |---|---|
-//! | a message | the listener's: 16 MiB by default, `max_recv_message_size`, `max_send_message_size` |
-//! | items of one message of a list stream | 5,000 ([`pods::list::BATCH`]) |
-//! | events that wait for one reader | 1,024 ([`events::MAX_UNREAD`]); then it is let go |
-//! | events that wait while nobody reads | 256, 5 min ([`events::MAX_HELD`]) |
-//! | an undo of a failed RunPodSandbox | 1 min each |
-//!
-//! Those of the other parts are in the docs of [`streaming`], [`images`], [`stats`], [`containers`], [`logs`] and
-//! [`spec`], those of networks in `corten_cni`.
+//! All limits are in one table: [`limits`].
 
 pub mod config;
 pub mod containers;
 pub mod cri;
 pub mod events;
 pub mod images;
+pub mod limits;
 pub mod logs;
 pub mod metrics;
 mod nri;

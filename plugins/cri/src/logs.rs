@@ -10,11 +10,7 @@
 //! 2026-11-21T15:04:06Z stderr P a part of a long line
 //! ```
 //!
-//! | what | limit |
-//! |---|---|
-//! | a line | `max_container_log_line_size`, 16,384 bytes; a longer one is cut; not positive: none |
-//! | a file | `max_container_log_size`; then it is renamed to `<name>.1`; not positive: none |
-//! | an attached client that takes nothing | 16 parts of 32 KiB, then 10 s; then it is left |
+//! The limits are in [`crate::limits`].
 
 pub mod copier;
 pub mod file;

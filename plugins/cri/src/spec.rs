@@ -9,13 +9,7 @@
 //! range are errors instead of being cut, `mount_options` and ambient capabilities are honoured, the primary group is
 //! always among the groups, huge page limits are not repeated by updates.
 //!
-//! # Limits
-//! | what | limit |
-//! |---|---|
-//! | a container's /etc/passwd and /etc/group | 10 MiB ([`user::MAX_FILE`]), regular files only |
-//! | ids of users and groups in images and passwd | 0 to 2^31-1 |
-//! | a seccomp profile or CDI file of the node | 10 MiB |
-//! | folders below a folder of devices | 16 deep |
+//! The limits are in [`crate::limits`].
 
 mod annotations;
 mod apparmor;

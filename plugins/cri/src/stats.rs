@@ -8,10 +8,7 @@
 //! ```
 //! Nothing is limited in rate; pods are asked [`WIDTH`] at a time. Who fails alone is left out of a list.
 //!
-//! | limit | value |
-//! |---|---|
-//! | pods or containers asked at a time | [`WIDTH`] |
-//! | one streamed message | 5000 items, 8 MiB ([`batches`]) |
+//! The limits are in [`crate::limits`].
 
 pub mod batches;
 pub mod cgroup;

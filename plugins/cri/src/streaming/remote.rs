@@ -237,7 +237,8 @@ async fn read_sizes(mut from: impl AsyncRead + Unpin, sizes: &watch::Sender<Opti
     let mut buffer = Vec::new();
     loop {
         let mut part = [0u8; 512];
-        match from.read(&mut part).await {
+        let room = part.len().min(MAX_RESIZE - buffer.len());
+        match from.read(part.get_mut(..room).unwrap_or_default()).await {
             Ok(n) if n > 0 => buffer.extend(part.get(..n).unwrap_or_default()),
             _ => return,
         }
@@ -254,7 +255,7 @@ async fn read_sizes(mut from: impl AsyncRead + Unpin, sizes: &watch::Sender<Opti
             }
         }
         buffer.drain(..used);
-        if buffer.len() > MAX_RESIZE {
+        if buffer.len() >= MAX_RESIZE {
             return debug!("a terminal size is too long");
         }
     }
@@ -284,7 +285,8 @@ mod tests {
         let padded =
             |n: usize| format!("{}{{\"Width\":1,\"Height\":1}}", " ".repeat(n)).into_bytes();
         assert_eq!(read(padded(MAX_RESIZE - 23)).await, size(1, 1));
-        assert_eq!(read(padded(MAX_RESIZE + 600)).await, None);
+        assert_eq!(read(padded(MAX_RESIZE - 22)).await, size(1, 1));
+        assert_eq!(read(padded(MAX_RESIZE - 21)).await, None);
         let many: Vec<u8> = (0..5000u16)
             .flat_map(|n| format!("{{\"Width\":{n},\"Height\":1}}").into_bytes())
             .collect();

@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         checks_by_snapshotter,
         converts_media_types_and_platforms,
         mounts_for_writing,
+        compresses_what_it_imports,
     ]);
     all.extend(tests![
         imports_with_every_flag_of_the_daemon,
@@ -120,6 +121,17 @@ fn compresses_and_discards_what_it_imports(c: &Case) {
         .arg(&file)
         .ok();
     c.run_named(&image.name, "--rm", "b", &["true"]).ok();
+}
+
+fn compresses_what_it_imports(c: &Case) {
+    let image = images::docker_plain();
+    let file = c.file("docker.tar");
+    fs::write(&file, image.docker_archive()).unwrap();
+    c.ctr("images import --compress-blobs")
+        .words(local(c))
+        .arg(&file)
+        .ok();
+    c.run_named(&image.name, "--rm", "a", &["true"]).ok();
 }
 
 fn members(file: &std::path::Path) -> BTreeSet<String> {

@@ -25,6 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
         speaks_with_a_shim,
         mounts_a_snapshot_for_a_while,
         runs_a_sandbox,
+        runs_containers_in_a_sandbox,
         inspects_a_runtime_with_options,
         lists_deprecations_as_json,
     ]);
@@ -239,6 +240,41 @@ fn runs_a_sandbox(c: &Case) {
     assert_eq!(info["Runtime"]["Name"], c.runtime, "{info}");
     c.ctr("sandboxes rm --force pod").ok();
     assert!(c.column("sandboxes ls").is_empty());
+}
+
+fn runs_containers_in_a_sandbox(c: &Case) {
+    // A sandbox that is not there is one of a daemon of 1.x: the container gets a shim of its own.
+    c.run("--rm --null-io --sandbox none", "a", &["true"]).ok();
+    let create = c
+        .ctr("containers create --sandbox none --runtime")
+        .arg(&c.runtime);
+    create
+        .arg(c.has(&images::busybox()))
+        .args(["b", "true"])
+        .ok();
+    assert!(c.ctr("containers info b").ok().contains("\"none\""));
+    c.ctr("containers rm b").ok();
+    if c.is_reference() {
+        println!("Corten only: the stock shim of runc has no sandbox service");
+        return;
+    }
+    let file = c.file("pod.json");
+    let mut spec: Value = serde_json::from_str(&c.ctr("oci spec").ok()).unwrap();
+    // The client names the namespace's own, in which others have been.
+    spec["linux"]["cgroupsPath"] = format!("/{}/pod", c.namespace).into();
+    fs::write(&file, spec.to_string()).unwrap();
+    let run = c.ctr("sandboxes run --runtime").arg(&c.runtime).arg(&file);
+    run.arg("pod").ok();
+    c.run("-d --null-io --sandbox pod", "c", &["sleep", "1000"])
+        .ok();
+    assert_eq!(c.status("c").as_deref(), Some("RUNNING"));
+    let tasks = c.daemon.state().join("io.containerd.runtime.v2.task");
+    let sandbox = tasks.join(&c.namespace).join("c/sandbox");
+    assert_eq!(fs::read_to_string(sandbox).unwrap(), "pod");
+    c.ctr("task kill -s SIGKILL c").ok();
+    c.wait_stopped("c");
+    c.remove("c");
+    c.ctr("sandboxes rm --force pod").ok();
 }
 
 fn inspects_a_runtime_with_options(c: &Case) {

@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ]);
     all.extend(tests![
         keeps_newer_flags,
+        keeps_the_root_in_place,
         dumps_the_config,
         maps_users_by_labels,
         drops_host_devices_of_the_privileged,
@@ -175,6 +176,16 @@ fn limits_as_run_was_told(c: &Case) {
         assert_eq!(mems, "0");
     }
     c.remove("a");
+}
+
+fn keeps_the_root_in_place(c: &Case) {
+    // chroot(2) in place of pivot_root(2): for roots that cannot be pivoted to, as a ramdisk.
+    let script = "ls /bin/busybox; grep -c . /proc/self/mounts > /dev/null && echo mounted";
+    c.run("--rm --no-pivot", "a", &["sh", "-c", script])
+        .prints("/bin/busybox\nmounted\n");
+    create(c, "--no-pivot", "b");
+    c.ctr("task start --null-io --no-pivot b").ok();
+    c.ctr("containers rm b").ok();
 }
 
 fn writes_the_pid_of_what_it_starts(c: &Case) {

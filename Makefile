@@ -49,7 +49,7 @@ test:
 
 test-reference: deps
 	CORTEN_UNDER_TEST=reference CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUNNER=$(CURDIR)/integration/as-root.sh \
-	$(CARGO) test --release -p corten-integration --test ctr --test shim
+	$(CARGO) test --release -p corten-integration --test ctr --test shim --test cri
 
 test-cri-suite: build
 	@integration/setup.sh cri

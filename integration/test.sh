@@ -65,6 +65,7 @@ check 'lints' cargo clippy --release --quiet --workspace --all-targets -- -D war
 tests 'unit tests' cargo test --release --quiet --workspace --exclude corten-integration --no-fail-fast -- --show-output
 tests 'behaviour tests: Corten' cargo test --release --quiet -p corten-integration --test ctr
 tests 'behaviour tests: the shim alone' cargo test --release --quiet -p corten-integration --test shim
+tests 'behaviour tests: the CRI' cargo test --release --quiet -p corten-integration --test cri
 # Every instruction is emulated there: minutes, more of them the busier this machine is.
 [ -z "${CORTEN_TEST_VM:-}" ] || tests 'second kernel' env CORTEN_VM_OPTIONAL=1 integration/vm/run.sh fast
 check 'licences and sources' integration/deny.sh

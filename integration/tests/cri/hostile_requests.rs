@@ -666,8 +666,8 @@ fn numbers_out_of_range(cri: &Cri) {
         assert!(cri.is_reference(), "a port that is none");
         cri.remove_pod(&pod.id);
     }
-    cri.stop(&id, i64::MAX.min(1));
     cri.stop(&id, -1);
+    cri.stop(&id, i64::MIN);
 }
 
 /// Ids are looked up, never put together with a folder.

@@ -109,7 +109,7 @@ pub(crate) fn run(modules: Vec<(&str, Vec<Test>)>) -> ExitCode {
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     arguments
         .test_threads
-        .get_or_insert((processors * 2).min(8));
+        .get_or_insert_with(|| (processors * 2).min(8));
     // Panics are reported with the test they belong to.
     std::panic::set_hook(Box::new(|info| {
         let place = info
@@ -133,7 +133,7 @@ pub(crate) fn run(modules: Vec<(&str, Vec<Test>)>) -> ExitCode {
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     let left = match Machine::take_shared() {
-        Some(machine) => last_look(machine, conclusion.has_failed()),
+        Some(machine) => last_look(&machine, conclusion.has_failed()),
         None => Vec::new(),
     };
     World::leave();
@@ -149,10 +149,10 @@ pub(crate) fn run(modules: Vec<(&str, Vec<Test>)>) -> ExitCode {
 }
 
 /// Removes the images, ends the daemon; gives what is left of it.
-fn last_look(machine: Arc<Machine>, failed: bool) -> Vec<String> {
+fn last_look(machine: &Arc<Machine>, failed: bool) -> Vec<String> {
     let mut left = Vec::new();
     if !failed {
-        let cri = Cri::new(Arc::clone(&machine));
+        let cri = Cri::new(Arc::clone(machine));
         let list = image_rpc!(cri, list_images(v1::ListImagesRequest::default())).unwrap();
         for image in list.images {
             cri.remove_image(&image.id);
@@ -162,7 +162,7 @@ fn last_look(machine: Arc<Machine>, failed: bool) -> Vec<String> {
             let mut left = machine.daemon.leaks();
             // Stock containerd loses those of networks that fail half way.
             if !machine.is_reference() {
-                left.extend(addresses(&machine));
+                left.extend(addresses(machine));
             }
             left
         };

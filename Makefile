@@ -64,8 +64,7 @@ bench: build deps
 	$(CARGO) build --release -p corten-integration --bin corten-bench
 	@integration/as-root.sh $(RELEASE)/corten-bench
 
-bench-cri: build
-	@integration/setup.sh cri
+bench-cri: build deps
 	$(CARGO) build --release -p corten-integration --bin corten-images --bin corten-bench-cri
 	@integration/as-root.sh integration/cri/bench.sh
 

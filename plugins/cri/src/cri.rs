@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use corten_cni::Cni;
+use corten_core::diff::Differ;
 use corten_core::events::Events;
 use corten_core::keylock::KeyLocks;
 use corten_core::metadata::Metadata;
@@ -49,6 +50,8 @@ pub struct Cri {
     pub tasks: Arc<dyn Tasks>,
     pub events: Arc<dyn Events>,
     pub mounts: Arc<dyn Manager>,
+    /// Makes the changes of a root file system a blob.
+    pub differ: Arc<dyn Differ>,
     /// By sandboxer.
     pub controllers: BTreeMap<String, Arc<dyn Controller>>,
     /// The controller of pods with a pause container, which is one of them too.

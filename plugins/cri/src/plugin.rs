@@ -77,6 +77,7 @@ fn cri(pause: Arc<Pause>, metrics: Arc<Metrics>) -> Registration {
         .requires::<kinds::Runtime>()
         .requires::<kinds::Event>()
         .requires::<kinds::MountManager>()
+        .requires::<kinds::Differ>()
         .requires::<kinds::Nri>()
         .requires::<kinds::Warning>()
         .config::<config::Grpc>()
@@ -127,6 +128,7 @@ async fn open(
         warnings: cx.by_id::<kinds::Warning>("deprecations")?,
         events: cx.single::<kinds::Event>()?,
         mounts: cx.single::<kinds::MountManager>()?,
+        differ: cx.by_id::<kinds::Differ>("walking")?,
         controllers: controllers.collect(),
         pause,
         pods: Index::new("sandbox"),

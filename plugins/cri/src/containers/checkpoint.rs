@@ -1,14 +1,26 @@
 //! CheckpointContainer: the state of a running container in one archive, for the forensic checkpointing of Kubernetes.
 //!
-//! The container goes on. The archive holds what checkpointctl and CRI-O read: `config.dump`, `spec.dump`,
-//! `status.dump`, `status`, `container.log` and CRIU's images below `checkpoint/`.
+//! The container stands still meanwhile, and goes on whatever becomes of it. The archive is containerd's and CRI-O's,
+//! which checkpointctl reads:
+//!
+//! | name | content |
+//! |---|---|
+//! | `checkpoint/` | CRIU's images |
+//! | `rootfs-diff.tar` | what the container changed of its image, a gzipped layer |
+//! | `config.dump`, `spec.dump`, `status.dump` | who it is, its OCI document, its status in the CRI |
+//! | `status`, `container.log` | what is kept of it here, its log so far |
+//! | `dump.log`, `stats-dump` | CRIU's own words |
 
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use corten_core::{Context, Error, Kind, Result};
+use corten_core::content::Reader;
+use corten_core::diff::CompareOptions;
+use corten_core::{Context, Digest, Error, Kind, Labels, Result, Scope};
 use corten_protos::containerd::runc::v1::CheckpointOptions;
+use corten_protos::containerd::services::containers::v1::Container as Record;
 use corten_protos::runtime::v1::{
     CheckpointContainerRequest, CheckpointContainerResponse, ContainerState, ContainerStatus,
     ContainerStatusRequest,
@@ -20,10 +32,13 @@ use serde_json::{Value, json};
 use super::remove::remove_folder;
 use super::{record, state};
 use crate::cri::Cri;
+use crate::metrics::Timer;
 use crate::store::Container;
 
 /// Where it is prepared, in the container's folder.
 const FOLDER: &str = "ctrd-checkpoint";
+/// CRIU's images, in that.
+const IMAGES: &str = "checkpoint";
 
 impl Cri {
     /// # Errors
@@ -32,6 +47,7 @@ impl Cri {
         self: &Arc<Self>,
         r: CheckpointContainerRequest,
     ) -> Result<CheckpointContainerResponse> {
+        let began = Instant::now();
         let refuse = |why: &str| {
             let why = format!("failed to checkpoint container {:?}: {why}", r.container_id);
             Error::new(Kind::Unknown, why)
@@ -67,31 +83,37 @@ impl Cri {
             .checkpoint_in(&container, &folder, status.unwrap_or_default(), &r.location)
             .await;
         let removed = remove_folder(folder, "what a checkpoint was made in").await;
-        made?;
+        let runtime = made?;
         removed?;
+        self.metrics
+            .took(Timer::ContainerCheckpoint, &runtime, began);
         Ok(CheckpointContainerResponse {})
     }
 
+    /// The name of the runtime that did it.
     async fn checkpoint_in(
-        &self,
-        container: &Container,
+        self: &Arc<Self>,
+        container: &Arc<Container>,
         folder: &Path,
         status: ContainerStatus,
         location: &str,
-    ) -> Result<()> {
+    ) -> Result<String> {
         let record = self.record(&container.id).await?;
         let spec = record::parse(&record)?;
-        let images = folder.join("checkpoint");
         make_folder(folder)?;
-        make_folder(&images)?;
-        let options = CheckpointOptions {
-            exit: false,
-            work_path: folder.to_string_lossy().into_owned(),
-            ..CheckpointOptions::default()
-        };
-        let task = self.container_task(&container.id).await?;
-        task.checkpoint(&images.to_string_lossy(), Some(any::pack(&options)))
+        make_folder(&folder.join(IMAGES))?;
+        let runtime = record.runtime.clone().unwrap_or_default().name;
+        // Spawned: a client that goes away must not leave the container frozen.
+        let (this, its, place, work) = (
+            self.clone(),
+            container.clone(),
+            folder.to_owned(),
+            record.clone(),
+        );
+        let saved = tokio::spawn(async move { this.save_frozen(&its, &work, &place).await });
+        saved
             .await
+            .unwrap_or_else(|_| Err(Error::internal("the checkpoint was given up")))
             .with_context(|| format!("checkpointing container {:?} failed", container.id))?;
         let image = status.image.as_ref().map_or("", |i| i.image.as_str());
         let config = json!({
@@ -100,9 +122,11 @@ impl Cri {
             "rootfsImage": image,
             "rootfsImageRef": status.image_ref,
             "rootfsImageName": image,
-            "runtime": record.runtime.unwrap_or_default().name,
+            "runtime": runtime,
             "createdTime": record.created_at.map_or_else(String::new, |at| time::rfc3339(&at)),
             "checkpointedTime": time::rfc3339(&time::now()),
+            "restoredTime": time::rfc3339(&time::GO_ZERO),
+            "restored": false,
         });
         let log = PathBuf::from(&status.log_path);
         let status = serde_json::to_value(&status)
@@ -125,6 +149,81 @@ impl Cri {
                 copy(&log, &folder.join("container.log"))?;
             }
             archive(&folder, Path::new(&location))
+        })
+        .await?;
+        Ok(runtime)
+    }
+
+    /// Images and changes of one moment.
+    async fn save_frozen(
+        &self,
+        container: &Container,
+        record: &Record,
+        folder: &Path,
+    ) -> Result<()> {
+        let task = self.container_task(&container.id).await?;
+        let options = CheckpointOptions {
+            exit: false,
+            work_path: folder.to_string_lossy().into_owned(),
+            ..CheckpointOptions::default()
+        };
+        task.pause().await.context("pause")?;
+        let images = folder.join(IMAGES);
+        let saved = async {
+            task.checkpoint(&images.to_string_lossy(), Some(any::pack(&options)))
+                .await?;
+            self.save_changes(record, folder).await
+        }
+        .await;
+        let resumed = task.resume().await.context("resume");
+        saved.and(resumed)
+    }
+
+    /// Writes what a container changed of its image to a file.
+    async fn save_changes(&self, record: &Record, folder: &Path) -> Result<()> {
+        let name = format!("checkpoint-{}", uuid::Uuid::new_v4().simple());
+        let leases = self.metadata.leases();
+        leases
+            .create(&self.ns, &name, Labels::new())
+            .await
+            .context("create a lease")?;
+        let scope = self.scope().with_lease(&name);
+        let saved = self.save_changes_as(&scope, &name, record, folder).await;
+        // The blob was for the archive alone.
+        let released = leases.delete(&self.ns, &name, false).await;
+        saved.context("save the changes of the root file system")?;
+        released.context("delete the lease of a checkpoint")
+    }
+
+    async fn save_changes_as(
+        &self,
+        scope: &Scope,
+        name: &str,
+        record: &Record,
+        folder: &Path,
+    ) -> Result<()> {
+        let snapshots = self.metadata.snapshots();
+        let (snapshotter, key) = (&record.snapshotter, &record.snapshot_key);
+        let parent = snapshots.stat(&self.ns, snapshotter, key).await?.parent;
+        let upper = snapshots.mounts(&self.ns, snapshotter, key).await?;
+        let lower = snapshots
+            .view(scope, snapshotter, name, &parent, Labels::new())
+            .await?;
+        let options = CompareOptions {
+            r#ref: name.to_owned(),
+            ..CompareOptions::default()
+        };
+        let compared = self.differ.compare(scope, &lower, &upper, options).await;
+        let removed = snapshots.remove(scope, snapshotter, name).await;
+        let blob = Digest::parse(&compared?.digest)?;
+        removed?;
+        let blob = self.metadata.content().reader_at(&self.ns, &blob).await?;
+        let path = folder.join("rootfs-diff.tar");
+        corten_sys::blocking(move || {
+            let copied = std::io::copy(&mut Reader::new(blob), &mut private(&path)?);
+            copied
+                .map(drop)
+                .with_context(|| format!("write {}", path.display()))
         })
         .await
     }
@@ -226,6 +325,6 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["checkpoint/core-1.img", "config.dump"]);
-        assert!(archive(&folder, Path::new("/nonexistent/x.tar")).is_err());
+        assert!(archive(&folder, &lab.path().join("none/x.tar")).is_err());
     }
 }

@@ -263,6 +263,11 @@ impl Container {
     }
 
     pub(crate) async fn create_with(&self, io: &Io) -> ttrpc::Result<u32> {
+        self.create_from(io, "").await
+    }
+
+    /// A container that is to come out of the images in a folder.
+    pub(crate) async fn create_from(&self, io: &Io, images: &str) -> ttrpc::Result<u32> {
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: self.bundle.display().to_string(),
@@ -272,6 +277,7 @@ impl Container {
             stdout: io.stdout.clone(),
             stderr: io.stderr.clone(),
             options: self.options.clone(),
+            checkpoint: images.to_owned(),
             ..CreateTaskRequest::default()
         };
         let call = self.shim.task.create(context(), &request);

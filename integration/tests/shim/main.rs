@@ -20,6 +20,7 @@ mod limits;
 mod other;
 mod pod;
 mod protocol;
+mod restore;
 mod streams;
 mod stress;
 mod systemd;
@@ -65,7 +66,8 @@ fn main() -> ExitCode {
         apparmor: profiles_confine, an_unknown_profile_is_refused;
         systemd: an_update_goes_through_systemd, pods_are_in_their_slice;
         other: runc_is_driven, runc_cleans_up_after_a_dead_shim;
-        pod: a_pod_tells_what_all_of_it_uses;
+        restore: a_checkpoint_that_is_none_fails_at_the_start, a_dead_shim_leaves_nothing_of_a_restore;
+        pod: a_pod_tells_what_all_of_it_uses, a_client_s_sandbox_leaves_others_alone;
         streams: a_terminal_writes_to_a_logger, a_terminal_writes_to_a_logger_that_says_it_is_ready,
             a_terminal_writes_to_a_file, a_terminal_speaks_over_streams, clients_attach_to_a_log;
         stress: true_containers, true_containers_of_one_shim, true_execs, execs_while_init_exits,

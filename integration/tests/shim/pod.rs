@@ -3,6 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
+use corten_integration::cgroup::directory;
 use corten_integration::leaks::remove_namespace_cgroups;
 use corten_protos::any;
 use corten_protos::containerd::runtime::sandbox::v1::{
@@ -12,6 +13,7 @@ use corten_protos::containerd::runtime::sandbox::v1::{
 use corten_protos::google::protobuf::Any;
 use corten_protos::runtime::v1::{LinuxPodSandboxConfig, PodSandboxConfig};
 use corten_protos::ttrpc::SandboxClient;
+use serde_json::json;
 
 use crate::container::{Container, Shim, context, within};
 use crate::host::{Host, is_reference};
@@ -158,4 +160,29 @@ pub(crate) async fn a_pod_tells_what_all_of_it_uses(h: Arc<Host>) {
     pod.stop().await;
     // As the kubelet does, who made it.
     remove_namespace_cgroups(&h.namespace);
+}
+
+/// The document of `ctr oci spec` names the cgroup that all containers of the namespace are below.
+pub(crate) async fn a_client_s_sandbox_leaves_others_alone(h: Arc<Host>) {
+    if is_reference() {
+        println!("Corten only: the stock shim has no sandbox service");
+        return;
+    }
+    let other = h.running("other", &["sleep", "1000000"]).await;
+    let document = json!({
+        "ociVersion": "1.1.0",
+        "linux": {"cgroupsPath": format!("/{}", h.namespace), "namespaces": [{"type": "ipc"}]},
+    });
+    fs::create_dir_all(h.bundle("p")).unwrap();
+    fs::write(h.bundle("p").join("config.json"), document.to_string()).unwrap();
+    let pod = Pod::start(&h, "p", None, None).await;
+    let (dir, _) = directory(pod.holder, "pids");
+    assert!(
+        dir.ends_with(format!("{}/p", h.namespace)),
+        "{}",
+        dir.display()
+    );
+    pod.stop().await;
+    assert_eq!(other.run("e", &["true"]).await, 0);
+    assert_eq!(other.kill_and_delete().await, 137);
 }

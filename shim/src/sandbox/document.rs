@@ -64,7 +64,10 @@ pub(super) fn of_pod(id: &str, pod: &PodSandboxConfig, netns: &str) -> Result<Va
 }
 
 /// A client's own document, made complete. `None` when there is nothing to add.
-pub(super) fn of_client(text: &[u8], netns: &str) -> Result<Option<Value>> {
+///
+/// `ctr oci spec` names the cgroup of the whole namespace. The holder gets one of its own below it: where containers are
+/// beside it there is no room for processes, and what is in the holder's goes with it.
+pub(super) fn of_client(id: &str, text: &[u8], netns: &str) -> Result<Option<Value>> {
     let mut document: Value = if text.is_empty() {
         json!({})
     } else {
@@ -94,6 +97,12 @@ pub(super) fn of_client(text: &[u8], netns: &str) -> Result<Option<Value>> {
         if ns["type"] == "network" && !has_path && !netns.is_empty() {
             ns["path"] = netns.into();
         }
+    }
+    let path = linux["cgroupsPath"].as_str().unwrap_or_default();
+    // systemd's form ends with a name of the unit.
+    let own = path.is_empty() || path.contains(':') || path.rsplit('/').next() == Some(id);
+    if !own {
+        linux["cgroupsPath"] = format!("{}/{id}", path.trim_end_matches('/')).into();
     }
     Ok((document != before).then_some(document))
 }
@@ -298,11 +307,21 @@ mod tests {
 
     #[test]
     fn a_client_s_document_is_completed() {
-        let got = of_client(b"{}", "/run/netns/a").unwrap().unwrap();
+        let got = of_client("p", b"{}", "/run/netns/a").unwrap().unwrap();
         let want = ["network /run/netns/a", "uts ", "ipc ", "pid "];
         assert_eq!(kinds(&got), want);
         let whole = br#"{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"ipc"}]}}"#;
-        assert_eq!(of_client(whole, "").unwrap(), None);
-        assert!(of_client(b"[]", "").is_err());
+        assert_eq!(of_client("p", whole, "").unwrap(), None);
+        assert!(of_client("p", b"[]", "").is_err());
+        for (path, want) in [
+            ("/default", "/default/p"),
+            ("/default/", "/default/p"),
+            ("/kubepods/p", "/kubepods/p"),
+            ("a.slice:cri-containerd:p", "a.slice:cri-containerd:p"),
+        ] {
+            let text = json!({"linux": {"cgroupsPath": path}}).to_string();
+            let got = of_client("p", text.as_bytes(), "").unwrap().unwrap();
+            assert_eq!(got["linux"]["cgroupsPath"], want);
+        }
     }
 }

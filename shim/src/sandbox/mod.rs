@@ -224,7 +224,7 @@ fn describe(
             pod,
             &request.netns_path,
         )?),
-        _ => document::of_client(&text, &request.netns_path)?,
+        _ => document::of_client(&request.sandbox_id, &text, &request.netns_path)?,
     };
     let Some(document) = document else {
         return Ok(Spec::parse(&text)?);

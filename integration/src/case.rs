@@ -32,7 +32,7 @@ pub struct Case {
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// How long shims, mounts and cgroups may take to go after the call that removed them returned.
-const SETTLE: Duration = Duration::from_secs(6);
+const SETTLE: Duration = Duration::from_secs(20);
 
 // === impl Case ===
 

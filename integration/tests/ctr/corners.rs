@@ -2,12 +2,11 @@
 //! containers.
 
 use std::fs;
-use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::ctr::Client;
 use corten_integration::images;
-use corten_integration::process::{eventually, program};
+use corten_integration::process::{DEADLINE, eventually, program};
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 use serde_json::Value;
@@ -171,7 +170,7 @@ fn saves_and_restores_a_container(c: &Case) {
         let done = c.exec("", "a", &["cat", "/kept"]).run();
         (done.out() == "kept\n").then_some(())
     };
-    eventually(Duration::from_secs(10), written).expect("it writes");
+    eventually(DEADLINE, written).expect("it writes");
     c.ctr("containers checkpoint --rw --image a test.local/saved:1")
         .ok();
     assert_eq!(c.status("a").as_deref(), Some("RUNNING"), "it is resumed");

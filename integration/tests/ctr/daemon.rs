@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::daemon::{Daemon, Setup};
-use corten_integration::process::{eventually, exits_within};
+use corten_integration::process::{DEADLINE, eventually, exits_within};
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 use rustix::process::{Pid, Signal, kill_process};
@@ -267,7 +267,7 @@ pub(crate) fn refuses(c: &Case, config: &str) -> String {
         .stdout(file.try_clone().unwrap())
         .stderr(file);
     let mut child = command.spawn().unwrap();
-    let ended = exits_within(child.id(), Duration::from_secs(10));
+    let ended = exits_within(child.id(), DEADLINE);
     let _ = child.kill();
     let status = child.wait().unwrap();
     let said = fs::read_to_string(&log).unwrap();
@@ -348,7 +348,7 @@ fn starts_with_flags_in_place_of_a_config(c: &Case) {
         .stderr(log);
     let mut child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
-    let up = eventually(Duration::from_secs(15), || {
+    let up = eventually(DEADLINE, || {
         std::os::unix::net::UnixStream::connect(daemon.socket()).ok()
     });
     let said = daemon.log_tail(20);
@@ -358,7 +358,7 @@ fn starts_with_flags_in_place_of_a_config(c: &Case) {
         .exists();
     let ttrpc = daemon.base.join("c.sock.ttrpc").exists();
     let _ = kill_process(pid, Signal::TERM);
-    let _ = exits_within(child.id(), Duration::from_secs(10));
+    let _ = exits_within(child.id(), DEADLINE);
     let _ = child.kill();
     let _ = child.wait();
     assert!(up.is_some(), "{said}");
@@ -412,7 +412,7 @@ fn tells_systemd_when_it_is_ready(c: &Case) {
     let answers = std::os::unix::net::UnixStream::connect(daemon.socket()).is_ok();
     let _ = kill_process(pid, Signal::TERM);
     let stopping = hear();
-    let ended = exits_within(child.id(), Duration::from_secs(10));
+    let ended = exits_within(child.id(), DEADLINE);
     let _ = child.kill();
     let _ = child.wait();
     assert!(ready.contains("READY=1"), "{ready:?}");

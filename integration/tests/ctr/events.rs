@@ -247,11 +247,12 @@ fn filters_by_topic(c: &Case) {
         c.ctr("containers rm").arg(id).ok();
     };
     let mut number = 0;
-    let heard = corten_integration::process::eventually(std::time::Duration::from_secs(10), || {
-        number += 1;
-        create(&format!("a{number}"));
-        some.output().contains("/containers/create").then_some(())
-    });
+    let heard =
+        corten_integration::process::eventually(corten_integration::process::DEADLINE, || {
+            number += 1;
+            create(&format!("a{number}"));
+            some.output().contains("/containers/create").then_some(())
+        });
     assert!(heard.is_some(), "the filtered stream stays silent");
     all.wait_output("/containers/delete");
     let seen = some.wait_output("/containers/create");

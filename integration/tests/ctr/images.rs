@@ -315,7 +315,7 @@ fn collects_after_an_asynchronous_removal(c: &Case) {
     c.ctr("images rm").arg(&image.name).ok();
     // A removal in another namespace asks for a collection at the latest.
     let gone = || c.list("content ls -q").is_empty().then_some(());
-    let gone = corten_integration::process::eventually(std::time::Duration::from_secs(5), gone);
+    let gone = corten_integration::process::eventually(corten_integration::process::DEADLINE, gone);
     if gone.is_none() {
         c.ctr("images rm --sync nothing").ok();
         import(c, &image);

@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::cgroup::{directory, setting, status_of};
 use corten_integration::peers::RUNC_RUNTIME;
-use corten_integration::process::{Cmd, eventually};
+use corten_integration::process::{Cmd, DEADLINE, eventually};
 use corten_integration::runner::Test;
 use corten_integration::tests;
 use serde_json::{Value, json};
@@ -273,9 +272,7 @@ fn kills_all_in_one_step(c: &Case) {
     run_document(c, "-d --null-io", "a", &spec).ok();
     let (dir, _) = directory(c.pid("a"), "pids");
     let members = || fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let three = eventually(Duration::from_secs(5), || {
-        (members().lines().count() == 3).then_some(())
-    });
+    let three = eventually(DEADLINE, || (members().lines().count() == 3).then_some(()));
     assert!(three.is_some(), "{}", members());
     c.remove("a");
     assert_eq!(members(), "");
@@ -307,7 +304,7 @@ fn show(unit: &str, property: &str) -> String {
 }
 
 fn is_gone(unit: &str) -> bool {
-    let gone = eventually(Duration::from_secs(10), || {
+    let gone = eventually(DEADLINE, || {
         (show(unit, "LoadState") == "not-found").then_some(())
     });
     gone.is_some()
@@ -431,7 +428,7 @@ fn refuses_the_name_of_another_unit(c: &Case) {
     let mut other = Cmd::new("systemd-run")
         .args(["--scope", "--unit", &unit, "sleep", "1000"])
         .start();
-    let runs = eventually(Duration::from_secs(10), || {
+    let runs = eventually(DEADLINE, || {
         (show(&unit, "ActiveState") == "active").then_some(())
     });
     assert!(runs.is_some());
@@ -456,7 +453,7 @@ fn takes_the_name_of_a_failed_unit(c: &Case) {
         .args(["--scope", "--unit", &unit, "-p", "RuntimeMaxSec=1"])
         .args(["sleep", "1000"])
         .run();
-    let failed = eventually(Duration::from_secs(10), || {
+    let failed = eventually(DEADLINE, || {
         (show(&unit, "ActiveState") == "failed").then_some(())
     });
     assert!(failed.is_some(), "{}", show(&unit, "ActiveState"));

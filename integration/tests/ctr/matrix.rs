@@ -219,7 +219,7 @@ fn reports_an_exit_while_the_daemon_is_down(c: &Case) {
     c.daemon.kill();
     let target = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
     rustix::process::kill_process(target, rustix::process::Signal::TERM).unwrap();
-    let ended = std::time::Duration::from_secs(10);
+    let ended = corten_integration::process::DEADLINE;
     assert!(corten_integration::process::exits_within(pid, ended));
     c.daemon.start();
     if c.is_reference() && c.status("a").is_none() {

@@ -4,13 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use corten_integration::case::Case;
-use corten_integration::process::eventually;
+use corten_integration::process::{DEADLINE, eventually};
 use corten_integration::runner::Test;
 use corten_integration::tests;
 
 /// The monitor looks once a second.
 const MONITOR: &str = "[plugins.'io.containerd.monitor.container.v1.restart']\ninterval = \"1s\"\n";
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = DEADLINE;
 
 pub(crate) fn tests() -> Vec<Test> {
     tests![

@@ -16,7 +16,7 @@ use corten_integration::consistency;
 use corten_integration::daemon::Setup;
 use corten_integration::images;
 use corten_integration::leaks;
-use corten_integration::process::{Cmd, eventually, program};
+use corten_integration::process::{Cmd, DEADLINE, eventually, program};
 use corten_integration::registry::{Tiny, Trick};
 use corten_integration::runner::Test;
 use corten_integration::tests;
@@ -114,7 +114,7 @@ fn stays_flat_over_many_cycles(c: &Case) {
     let before = holdings(pid);
     next.store(20, Ordering::Relaxed);
     turn(20 + cycles);
-    let after = eventually(Duration::from_secs(5), || {
+    let after = eventually(DEADLINE, || {
         let now = holdings(pid);
         (now.descriptors <= before.descriptors + 2).then_some(now)
     });
@@ -221,7 +221,7 @@ fn keeps_what_it_acknowledged_when_killed_at_any_moment(c: &Case) {
     let lost = lost(c, &journal);
     assert!(lost.is_empty(), "lost:\n  {}", lost.join("\n  "));
     clear(c, &image);
-    let faults = leaks::settle(Duration::from_secs(10), || consistency::faults(c));
+    let faults = leaks::settle(DEADLINE, || consistency::faults(c));
     assert!(faults.is_empty(), "faults:\n  {}", faults.join("\n  "));
     c.exec("", "witness", &["true"]).ok();
     c.remove("witness");
@@ -376,7 +376,7 @@ fn goes_on_with_a_pull_after_its_death(c: &Case) {
         let size = layer.split_whitespace().nth(1)?;
         (size != "0" && size != "0B").then_some(())
     };
-    let arrives = eventually(Duration::from_secs(10), half);
+    let arrives = eventually(DEADLINE, half);
     let seen = || (c.ctr("content active").ok(), registry.requests());
     assert!(arrives.is_some(), "half of the layer: {:?}", seen());
     c.daemon.crash_and_restart();
@@ -464,7 +464,7 @@ fn survives_garbage_on_its_sockets(c: &Case) {
     c.run("--rm", "a", &["echo", "fine"]).prints("fine\n");
     assert_eq!(c.daemon.pid(), pid);
     let closed = || (holdings(pid).descriptors <= before + 4).then_some(());
-    eventually(Duration::from_secs(10), closed).expect("connections are closed");
+    eventually(DEADLINE, closed).expect("connections are closed");
 }
 
 fn survives_a_full_disk(c: &Case) {

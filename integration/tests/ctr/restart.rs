@@ -2,12 +2,11 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::images;
 use corten_integration::leaks;
-use corten_integration::process::{Collected, eventually, exits_within};
+use corten_integration::process::{Collected, DEADLINE, eventually, exits_within};
 use corten_integration::runner::Test;
 use corten_integration::tests;
 use rustix::process::{Pid, Signal, kill_process};
@@ -74,7 +73,7 @@ fn output_stays_attached_over_a_restart(c: &Case) {
         stdin.write_all(format!("{word}\n").as_bytes()).unwrap();
         let answer = format!("got {word}\n");
         stdout
-            .wait_for(&|seen| seen.contains(&answer), Duration::from_secs(10))
+            .wait_for(&|seen| seen.contains(&answer), DEADLINE)
             .unwrap();
     };
     say("before");
@@ -105,7 +104,7 @@ fn an_exit_while_the_daemon_is_down_is_reported(c: &Case) {
     c.daemon.kill();
     std::fs::write(&file, "").unwrap();
     assert!(
-        exits_within(pid, Duration::from_secs(10)),
+        exits_within(pid, DEADLINE),
         "it should have ended by itself"
     );
     c.daemon.start();
@@ -201,7 +200,7 @@ fn kill_shims(c: &Case) {
     assert!(!shims.is_empty(), "no shim found");
     for pid in shims {
         let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
-        assert!(exits_within(pid, Duration::from_secs(5)));
+        assert!(exits_within(pid, DEADLINE));
     }
 }
 
@@ -212,12 +211,10 @@ fn a_killed_shim_is_cleaned_up(c: &Case) {
     kill_shims(c);
     events.wait_output("/tasks/exit");
     assert!(
-        exits_within(pid, Duration::from_secs(10)),
+        exits_within(pid, DEADLINE),
         "the container outlives its shim"
     );
-    let gone = eventually(Duration::from_secs(10), || {
-        c.status("a").is_none().then_some(())
-    });
+    let gone = eventually(DEADLINE, || c.status("a").is_none().then_some(()));
     assert!(gone.is_some(), "the task is {:?}", c.status("a"));
     c.ctr("containers rm a").ok();
 }
@@ -229,12 +226,10 @@ fn a_shim_killed_while_the_daemon_is_down_is_cleaned_up(c: &Case) {
     kill_shims(c);
     c.daemon.start();
     assert!(
-        exits_within(pid, Duration::from_secs(10)),
+        exits_within(pid, DEADLINE),
         "the container outlives its shim"
     );
-    let gone = eventually(Duration::from_secs(10), || {
-        c.status("a").is_none().then_some(())
-    });
+    let gone = eventually(DEADLINE, || c.status("a").is_none().then_some(()));
     assert!(gone.is_some(), "the task is {:?}", c.status("a"));
     c.ctr("containers rm a").ok();
     c.run("--rm", "a", &["echo", "the name is free"])
@@ -277,7 +272,7 @@ fn a_half_written_ingest_is_finished_later(c: &Case) {
             .contains(&"half".to_owned())
             .then_some(())
     };
-    eventually(Duration::from_secs(10), begun).expect("the ingest begins");
+    eventually(DEADLINE, begun).expect("the ingest begins");
     c.daemon.crash_and_restart();
     ingest.kill();
     let file = c.file("bytes");
@@ -319,8 +314,6 @@ fn a_sandbox_survives_the_death_of_its_daemon(c: &Case) {
     }
     c.ctr("sandboxes rm --force pod").ok();
     assert!(c.column("sandboxes ls").is_empty());
-    let gone = eventually(Duration::from_secs(10), || {
-        shims_of(c).is_empty().then_some(())
-    });
+    let gone = eventually(DEADLINE, || shims_of(c).is_empty().then_some(()));
     assert!(gone.is_some(), "the shim is left: {:?}", shims_of(c));
 }

@@ -399,7 +399,7 @@ fn logs_to_a_file(c: &Case) {
         lines.sort_unstable();
         (lines == ["err", "out"]).then_some(())
     };
-    let both = corten_integration::process::eventually(std::time::Duration::from_secs(10), both);
+    let both = corten_integration::process::eventually(corten_integration::process::DEADLINE, both);
     assert!(both.is_some(), "{:?}", fs::read_to_string(&file));
     c.remove("a");
 }
@@ -423,7 +423,7 @@ fn logs_to_a_program(c: &Case) {
         let log = fs::read_to_string(&file).unwrap_or_default();
         (log.contains("out\n") && log.contains("err\n")).then_some(log)
     };
-    let log = corten_integration::process::eventually(std::time::Duration::from_secs(10), ended);
+    let log = corten_integration::process::eventually(corten_integration::process::DEADLINE, ended);
     let log = log.unwrap_or_else(|| panic!("{:?}", fs::read_to_string(&file)));
     assert!(
         log.starts_with(&format!("a {} key value\n", c.namespace)),
@@ -473,7 +473,7 @@ fn leaves_no_zombies(c: &Case) {
         found.count()
     };
     let none = || (zombies() == 0).then_some(());
-    let none = corten_integration::process::eventually(std::time::Duration::from_secs(5), none);
+    let none = corten_integration::process::eventually(corten_integration::process::DEADLINE, none);
     assert!(
         none.is_some(),
         "{} children of the shim are not reaped",

@@ -189,7 +189,7 @@ fn diffs_a_snapshot(c: &Case) {
         let out = c.exec("", "a", &["ls", "/etc"]).ok();
         (!out.contains("group")).then_some(())
     };
-    corten_integration::process::eventually(std::time::Duration::from_secs(10), done).unwrap();
+    corten_integration::process::eventually(corten_integration::process::DEADLINE, done).unwrap();
     let packed = snapshots(c, "diff a").run();
     packed.expect_code(0);
     let reader = flate2::read::GzDecoder::new(packed.stdout.as_slice());
@@ -227,7 +227,7 @@ fn keeps_hidden_files_hidden(c: &Case) {
     )
     .ok();
     let done = || (c.exec("", "a", &["ls", "/etc"]).ok().is_empty()).then_some(());
-    corten_integration::process::eventually(std::time::Duration::from_secs(10), done).unwrap();
+    corten_integration::process::eventually(corten_integration::process::DEADLINE, done).unwrap();
     let _ = c.ctr("task delete -f a").run();
     c.ctr("containers rm --keep-snapshot a").ok();
     snapshots(c, "commit done a").ok();

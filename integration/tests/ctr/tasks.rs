@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use corten_integration::case::Case;
-use corten_integration::process::eventually;
+use corten_integration::process::{DEADLINE, eventually};
 use corten_integration::runner::{Test, with_both_clients};
 use corten_integration::tests;
 
@@ -103,7 +103,7 @@ fn kills_with_the_signal_asked_for(c: &Case) {
     c.background("a", &["sh", "-c", script]);
     // The trap is set once the shell sleeps for the first time.
     let ready = || c.ctr("task ps a").ok().lines().count().gt(&2).then_some(());
-    eventually(Duration::from_secs(10), ready).expect("the shell sleeps");
+    eventually(DEADLINE, ready).expect("the shell sleeps");
     c.ctr("task kill a").ok();
     assert_eq!(c.status("a").as_deref(), Some("RUNNING"), "TERM is ignored");
     c.ctr("task kill -s SIGUSR1 a").ok();
@@ -142,7 +142,7 @@ fn pauses_and_resumes(c: &Case) {
     let script = "while :; do echo tick >> /ticks; sleep 0.02; done";
     c.run(&flags, "a", &["sh", "-c", script]).ok();
     let size = || std::fs::metadata(&file).unwrap().len();
-    let grows = |than: u64| eventually(Duration::from_secs(10), || (size() > than).then_some(()));
+    let grows = |than: u64| eventually(DEADLINE, || (size() > than).then_some(()));
     grows(0).expect("it ticks");
     c.ctr("task pause a").ok();
     assert_eq!(c.status("a").as_deref(), Some("PAUSED"));
@@ -161,7 +161,7 @@ fn pauses_and_resumes(c: &Case) {
 fn lists_the_processes_of_a_task(c: &Case) {
     c.background("a", &["sh", "-c", "sleep 1000 & sleep 1000; true"]);
     let three = || (c.column("task ps a").len() == 3).then(|| c.column("task ps a"));
-    let pids = eventually(Duration::from_secs(10), three).expect("a shell and two sleeps");
+    let pids = eventually(DEADLINE, three).expect("a shell and two sleeps");
     assert!(pids.contains(&c.pid("a").to_string()));
     for pid in &pids {
         assert!(
@@ -264,7 +264,7 @@ fn execs_in_the_background(c: &Case) {
     c.ctr("task exec -d --exec-id back --log-uri file:///dev/null a sleep 1000")
         .ok();
     let two = || (c.column("task ps a").len() == 2).then_some(());
-    eventually(Duration::from_secs(10), two).expect("init and the exec");
+    eventually(DEADLINE, two).expect("init and the exec");
     let table = c.ctr("task ps a").ok();
     assert!(
         table.to_lowercase().contains("exec") && table.contains("back"),
@@ -272,7 +272,7 @@ fn execs_in_the_background(c: &Case) {
     );
     c.ctr("task kill -s SIGKILL --exec-id back a").ok();
     let gone = || c.ctr("task delete --exec-id back a").run();
-    let deleted = eventually(Duration::from_secs(10), || {
+    let deleted = eventually(DEADLINE, || {
         (!gone().err().contains("must be stopped")).then_some(())
     });
     deleted.expect("the exec ends and is deleted");
@@ -298,7 +298,7 @@ fn kills_all_processes(c: &Case) {
         &["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000; true"],
     );
     let three = || (c.column("task ps a").len() == 3).then_some(());
-    eventually(Duration::from_secs(10), three).expect("a shell and two sleeps");
+    eventually(DEADLINE, three).expect("a shell and two sleeps");
     c.ctr("task kill --all -s SIGKILL a").ok();
     c.wait_stopped("a");
     c.remove("a");
@@ -360,7 +360,7 @@ fn deletes_the_task_and_starts_a_new_one(c: &Case) {
         let out = c.exec("", "a", &["cat", "/count"]).ok();
         (out == "x\nx\n").then_some(())
     };
-    eventually(Duration::from_secs(10), lines).expect("the file of the first run is there");
+    eventually(DEADLINE, lines).expect("the file of the first run is there");
     c.remove("a");
 }
 

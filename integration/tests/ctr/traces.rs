@@ -3,12 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use corten_integration::case::Case;
 use corten_integration::daemon::Setup;
 use corten_integration::images;
-use corten_integration::process::eventually;
+use corten_integration::process::{DEADLINE, eventually};
 use corten_integration::registry::{Tiny, Trick};
 use corten_integration::runner::Test;
 use corten_integration::tests;
@@ -107,9 +106,7 @@ fn sends_traces_to_a_collector(c: &Case) {
         let there = |name: &&&str| !arrived.iter().any(|(_, body)| contains(body, name));
         wanted.iter().filter(there).copied().collect()
     };
-    let all = eventually(Duration::from_secs(10), || {
-        missing().is_empty().then_some(())
-    });
+    let all = eventually(DEADLINE, || missing().is_empty().then_some(()));
     assert!(all.is_some(), "no span of {:?}", missing());
     let arrived = arrived.lock().unwrap();
     assert!(arrived.iter().all(|(path, _)| path == "/v1/traces"));

@@ -75,7 +75,8 @@ if [ -n "$programs" ]; then
     cp "$programs/engine-tests" "$tests/containers"
     cp "$programs/cortend" "$programs/containerd-shim-corten-v2" "$work/corten/bin/"
 else
-    built=$(cargo test --release --no-run -p corten-integration --test ctr --test shim --test cri 2>&1)
+    built=$(cargo test --release --no-run -p corten-integration --test ctr --test shim --test cri 2>&1) ||
+        { echo "$built" >&2; exit 1; }
     for name in ctr shim cri; do
         cp "$(echo "$built" | sed -n "s/^ *Executable tests\/$name\/main.rs (\(.*\))\$/\1/p")" "$tests/$name"
     done

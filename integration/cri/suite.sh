@@ -64,6 +64,9 @@ if [ "$sandboxer" = shim ]; then
     leave_out '^TestContainerdRestart$' "$none"
 fi
 
+# Tests that lose races of their own on a busy machine, with stock containerd too: they are tried up to three times.
+racy='^Test(Default)?ContainerStopSignals?$'
+
 # --- programs -----------------------------------------------------------------------------------------------------------
 # Tests that start a daemon of their own call `containerd`; `docker` is what one test wants of it.
 mkdir -p "$work/bin"
@@ -129,10 +132,27 @@ done >daemon.log 2>&1 &
 until_works ctr -a $socket version
 # A test of memory.memsw wants to see swap, and uses none.
 printf 'Filename Type Size Used Priority\n/none file 65536 0 -2\n' >swaps
-unshare --mount --propagation unchanged sh -c 'mount --make-private /proc; mount --bind swaps /proc/swaps; exec "$@"' - \
-    "$peers/bin/cri-integration.test" -test.v -test.timeout 30m -test.skip "$skip" -cri-endpoint unix://$socket \
-    -containerd-bin "$(basename "$daemon")" -build-dir "$work/bin" -image-list "$work/suite/images.toml" "$@" >suite.log 2>&1
-status=$?
+# LOG FLAGS: one run of the suite.
+run() {
+    log=$1
+    shift
+    unshare --mount --propagation unchanged sh -c 'mount --make-private /proc; mount --bind swaps /proc/swaps; exec "$@"' - \
+        "$peers/bin/cri-integration.test" -test.v -test.timeout 30m -cri-endpoint unix://$socket \
+        -containerd-bin "$(basename "$daemon")" -build-dir "$work/bin" -image-list "$work/suite/images.toml" "$@" >"$log" 2>&1
+}
+if [ $# = 0 ]; then
+    run suite.log -test.skip "$skip|$racy"
+    status=$?
+    for try in 1 2 3; do
+        run racy.log -test.run "$racy" && break
+        echo "try $try of 3 failed: $racy: sends a signal without waiting until its script has set the trap for it"
+        [ $try != 3 ] || status=1
+    done
+    cat racy.log >>suite.log
+else
+    run suite.log -test.skip "$skip" "$@"
+    status=$?
+fi
 grep -E '^--- SKIP' -A 2 suite.log
 grep -E '^ *--- FAIL' suite.log
 passed=$(grep -c '^--- PASS' suite.log)

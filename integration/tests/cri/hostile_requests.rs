@@ -2,33 +2,25 @@
 //! project keeps a list of.
 
 use std::fs;
-use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use corten_integration::process::{DEADLINE, eventually, program};
-use corten_protos::runtime::v1::image_service_client::ImageServiceClient;
-use corten_protos::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use corten_integration::process::DEADLINE;
 use corten_protos::runtime::v1::security_profile::ProfileType;
 use corten_protos::runtime::v1::{self, NamespaceMode};
-use serde_json::{Value, json};
-use tonic::Code;
+use serde_json::Value;
 
-use crate::cri::{Cri, Pod, fails, refused};
-use crate::machine::Machine;
+use crate::cri::{Cri, Pod, fails};
 use crate::runner::Test;
-use crate::{image_rpc, rpc, tests};
+use crate::{rpc, tests};
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut all = tests![
+    tests![
         log_paths_with_dots,
         logs_that_are_links,
         logs_that_are_fifos,
         names_with_slashes,
         host_names_with_line_ends,
-        network_arguments_in_the_name_of_a_pod,
-        network_plugins_by_path,
-        network_plugins_that_never_end_talking,
         sysctls_of_the_host,
         sysctls_with_dots_and_line_ends,
         annotations_for_the_runtime,
@@ -40,19 +32,8 @@ pub(crate) fn tests() -> Vec<Test> {
         privileges_in_a_pod_without,
         mounts_of_nothing,
         devices_out_of_a_link,
-        empty_requests,
-        numbers_out_of_range,
-        ids_that_are_paths,
-        commands_that_leave_a_child,
-    ];
-    let own = |test: Vec<Test>, extra| test.into_iter().map(move |t| t.own_daemon(extra));
-    all.extend(own(tests![clients_that_hang_up], ""));
-    all.extend(own(tests![the_services_over_the_network], TCP));
-    all
+    ]
 }
-
-/// The TCP listener, which has none of the CRI's services.
-const TCP: &str = "tcp_address = \"127.0.0.1:10011\"\n";
 
 fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
     let linux = config.linux.get_or_insert_default();
@@ -180,86 +161,6 @@ fn host_names_with_line_ends(cri: &Cri) {
     let mut config = cri.cni_config("long");
     config.hostname = "x".repeat(65);
     assert!(cri.try_run(&config).is_err());
-}
-
-// --- networks
-
-/// A handler's network, of a plugin of ours.
-fn plugin(cri: &Cri, script: &str) {
-    let dir = &cri.machine.world.dir;
-    program(&dir.join("bin/odd"), &format!("#!/bin/sh\n{script}\n"));
-}
-
-/// [S39] A name with a semicolon would be another argument.
-fn network_arguments_in_the_name_of_a_pod(cri: &Cri) {
-    let told = cri.dir.join("told");
-    let machine = odd_machine(cri, "odd");
-    let inner = Cri::new(std::sync::Arc::new(machine));
-    let script = format!(
-        "echo \"$CNI_ARGS\" >>{}\ncat >/dev/null\n\
-         [ \"$CNI_COMMAND\" = ADD ] && echo '{{\"cniVersion\":\"1.0.0\"}}'\nexit 0",
-        told.display()
-    );
-    plugin(cri, &script);
-    let mut config = inner.cni_config("pod");
-    config.metadata.as_mut().unwrap().name = "a;K8S_POD_NAMESPACE=kube-system".into();
-    let answer = inner.try_run(&config);
-    let text = fs::read_to_string(&told).unwrap_or_default();
-    if !inner.is_reference() {
-        assert!(
-            answer.is_err() && !text.contains("kube-system"),
-            "{answer:?} {text}"
-        );
-    }
-    let left = inner.finish();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-/// A daemon whose networks have one plugin of this type.
-fn odd_machine(cri: &Cri, kind: &str) -> Machine {
-    let conf = cri.dir.join("cni");
-    fs::create_dir_all(&conf).unwrap();
-    let network = json!({"cniVersion": "1.0.0", "name": "odd", "plugins": [{"type": kind}]});
-    fs::write(conf.join("10-odd.conflist"), network.to_string()).unwrap();
-    Machine::start_with_networks("", &conf)
-}
-
-/// [S39] The type of a plugin is a name, and no path to a program.
-fn network_plugins_by_path(cri: &Cri) {
-    let ran = cri.dir.join("ran");
-    program(
-        &cri.dir.join("evil"),
-        &format!("#!/bin/sh\ntouch {}\n", ran.display()),
-    );
-    let up = format!(
-        "{}{}",
-        "../".repeat(20),
-        &cri.dir.join("evil").to_string_lossy()[1..]
-    );
-    let inner = Cri::new(std::sync::Arc::new(odd_machine(cri, &up)));
-    let config = inner.cni_config("pod");
-    assert!(inner.try_run(&config).is_err());
-    assert!(!ran.exists(), "it ran");
-    let left = inner.finish();
-    assert!(left.is_empty(), "{left:?}");
-}
-
-/// [S39] What a plugin says is bounded.
-fn network_plugins_that_never_end_talking(cri: &Cri) {
-    if cri.is_reference() {
-        println!("stock containerd reads all that a plugin says");
-        return;
-    }
-    let inner = Cri::new(std::sync::Arc::new(odd_machine(cri, "loud")));
-    let dir = &cri.machine.world.dir;
-    program(
-        &dir.join("bin/loud"),
-        "#!/bin/sh\ncat >/dev/null\n[ \"$CNI_COMMAND\" = ADD ] && exec cat /dev/zero\nexit 0\n",
-    );
-    let config = inner.cni_config("pod");
-    fails(inner.try_run(&config), "more than");
-    let left = inner.finish();
-    assert!(left.is_empty(), "{left:?}");
 }
 
 // --- kernel
@@ -582,239 +483,4 @@ fn devices_out_of_a_link(cri: &Cri) {
         name: "vendor.example/../../x=y".into(),
     }];
     assert!(cri.create(&pod, &config).is_err());
-}
-
-// --- messages
-
-/// [S27] Every method, with a request that says nothing.
-fn empty_requests(cri: &Cri) {
-    macro_rules! all {
-        ($client:ident: $($method:ident($request:ident)),+) => {
-            $(let _ = cri.wait($client.$method(v1::$request::default()));)+
-        };
-    }
-    let mut c: RuntimeServiceClient<_> = cri.runtime();
-    all!(c: version(VersionRequest), status(StatusRequest), runtime_config(RuntimeConfigRequest),
-        update_runtime_config(UpdateRuntimeConfigRequest), run_pod_sandbox(RunPodSandboxRequest),
-        stop_pod_sandbox(StopPodSandboxRequest), remove_pod_sandbox(RemovePodSandboxRequest),
-        pod_sandbox_status(PodSandboxStatusRequest), list_pod_sandbox(ListPodSandboxRequest),
-        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest), create_container(CreateContainerRequest),
-        start_container(StartContainerRequest), stop_container(StopContainerRequest),
-        remove_container(RemoveContainerRequest), list_containers(ListContainersRequest),
-        container_status(ContainerStatusRequest), update_container_resources(UpdateContainerResourcesRequest),
-        reopen_container_log(ReopenContainerLogRequest), exec_sync(ExecSyncRequest), exec(ExecRequest),
-        attach(AttachRequest), port_forward(PortForwardRequest), checkpoint_container(CheckpointContainerRequest),
-        container_stats(ContainerStatsRequest), list_container_stats(ListContainerStatsRequest),
-        pod_sandbox_stats(PodSandboxStatsRequest), list_pod_sandbox_stats(ListPodSandboxStatsRequest),
-        list_metric_descriptors(ListMetricDescriptorsRequest), list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
-        stream_pod_sandboxes(StreamPodSandboxesRequest), stream_containers(StreamContainersRequest));
-    let mut c: ImageServiceClient<_> = cri.images();
-    all!(c: list_images(ListImagesRequest), image_status(ImageStatusRequest), pull_image(PullImageRequest),
-        remove_image(RemoveImageRequest), image_fs_info(ImageFsInfoRequest), stream_images(StreamImagesRequest));
-    let pod = cri.pod();
-    let request = v1::CreateContainerRequest {
-        pod_sandbox_id: pod.id.clone(),
-        ..Default::default()
-    };
-    assert!(rpc!(cri, create_container(request)).is_err());
-    rpc!(cri, version(v1::VersionRequest::default())).unwrap();
-}
-
-/// [S27]
-fn numbers_out_of_range(cri: &Cri) {
-    let (pod, id) = cri.sleeper();
-    for timeout in [-1, i64::MIN, i64::MAX] {
-        let request = v1::ExecSyncRequest {
-            container_id: id.clone(),
-            cmd: vec!["true".into()],
-            timeout,
-        };
-        let _ = rpc!(cri, exec_sync(request));
-    }
-    for port in [0, -1, 65_536, i32::MIN, i32::MAX] {
-        let request = v1::PortForwardRequest {
-            pod_sandbox_id: pod.id.clone(),
-            port: vec![port],
-        };
-        let answer = rpc!(cri, port_forward(request));
-        assert!(answer.is_err() || cri.is_reference(), "{port}");
-    }
-    let mut config = cri.container_config("odd", &["true"]);
-    config.stop_signal = 1000;
-    assert!(cri.create(&pod, &config).is_err());
-    for limit in [i64::MIN, -2, 1] {
-        let request = v1::UpdateContainerResourcesRequest {
-            container_id: id.clone(),
-            linux: Some(v1::LinuxContainerResources {
-                memory_limit_in_bytes: limit,
-                cpu_quota: i64::MIN,
-                oom_score_adj: i64::MAX,
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let _ = rpc!(cri, update_container_resources(request));
-    }
-    let mut config = cri.cni_config("ports");
-    config.port_mappings = vec![v1::PortMapping {
-        container_port: 70_000,
-        host_port: 70_000,
-        protocol: 99,
-        ..Default::default()
-    }];
-    if let Ok(pod) = cri.try_run(&config) {
-        assert!(cri.is_reference(), "a port that is none");
-        cri.remove_pod(&pod.id);
-    }
-    cri.stop(&id, -1);
-    cri.stop(&id, i64::MIN);
-}
-
-/// Ids are looked up, never put together with a folder.
-fn ids_that_are_paths(cri: &Cri) {
-    for id in ["../../../etc", "/", ".", "..", "%2e%2e", "\0", "*", "a/b"] {
-        refused(cri.pod_status(id), Code::NotFound, "");
-        let request = v1::ContainerStatusRequest {
-            container_id: id.into(),
-            verbose: true,
-        };
-        refused(rpc!(cri, container_status(request)), Code::NotFound, "");
-        cri.stop_pod(id);
-        cri.remove_pod(id);
-        let image = v1::ImageStatusRequest {
-            image: Some(crate::cri::spec(id)),
-            verbose: true,
-        };
-        assert!(
-            image_rpc!(cri, image_status(image)).map_or(true, |a| a.image.is_none()),
-            "{id}"
-        );
-        assert!(cri.pull(id).is_err(), "{id}");
-    }
-}
-
-// --- streams
-
-/// [S29] A child that holds the streams open holds up nobody for ever.
-fn commands_that_leave_a_child(cri: &Cri) {
-    let (_, id) = cri.sleeper();
-    let request = v1::ExecSyncRequest {
-        container_id: id.clone(),
-        cmd: ["sh", "-c", "sleep 500 & echo $! >/child; echo out"]
-            .map(str::to_owned)
-            .into(),
-        timeout: 2,
-    };
-    let began = Instant::now();
-    let answer = rpc!(cri, exec_sync(request));
-    assert!(began.elapsed() < Duration::from_secs(30), "{answer:?}");
-    cri.shell(&id, "kill -9 $(cat /child)");
-}
-
-/// [S28] Clients that come and go leave nothing in the daemon.
-fn clients_that_hang_up(cri: &Cri) {
-    let (pod, id) = cri.sleeper();
-    let count = || {
-        let dir = format!("/proc/{}/fd", cri.machine.daemon.pid());
-        fs::read_dir(dir).unwrap().count()
-    };
-    let url = |argv: &[&str]| {
-        let request = v1::ExecRequest {
-            container_id: id.clone(),
-            cmd: argv.iter().map(|&a| a.to_owned()).collect(),
-            stdin: true,
-            stdout: true,
-            ..Default::default()
-        };
-        rpc!(cri, exec(request)).unwrap().url
-    };
-    let upgrade = "POST PATH HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-                   X-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n";
-    let churn = || {
-        for _ in 0..20 {
-            // Upgraded, and gone before there is a stream.
-            crate::streams::raw(&url(&["cat"]), upgrade);
-            // Half of a request, and nothing at all.
-            let place = url(&["cat"]);
-            let host = place
-                .strip_prefix("http://")
-                .unwrap()
-                .split('/')
-                .next()
-                .unwrap()
-                .to_owned();
-            drop(TcpStream::connect(&host).unwrap());
-            crate::streams::raw(&place, "GET PATH HTTP/1.1\r\nHost: HOST\r\n\r\n");
-            // Forwarded, and gone.
-            let request = v1::PortForwardRequest {
-                pod_sandbox_id: pod.id.clone(),
-                port: vec![1],
-            };
-            let place = rpc!(cri, port_forward(request)).unwrap().url;
-            crate::streams::raw(
-                &place,
-                &upgrade.replace("v4.channel.k8s.io", "portforward.k8s.io"),
-            );
-        }
-        for _ in 0..3 {
-            let mut client = cri
-                .streams("run -transport spdy -stdin -stderr=false")
-                .arg(url(&["cat"]))
-                .stdin("")
-                .start();
-            client.send(b"x\n");
-            client.wait_output("x");
-            client.kill();
-            let done = cri
-                .streams("run -transport spdy -stdin -stderr=false")
-                .arg(url(&["/no/such"]))
-                .stdin("")
-                .run();
-            assert_ne!(done.code(), 0);
-        }
-    };
-    churn();
-    let settled = || {
-        let gone = cri.shell(&id, "ps | grep -c '[c]at$' || true");
-        gone.trim() == "0"
-    };
-    // What the daemon keeps for good it has by now.
-    assert!(
-        eventually(DEADLINE, || settled().then_some(())).is_some(),
-        "{}",
-        cri.shell(&id, "ps")
-    );
-    let before = count();
-    churn();
-    assert!(
-        eventually(DEADLINE, || settled().then_some(())).is_some(),
-        "{}",
-        cri.shell(&id, "ps")
-    );
-    let after = eventually(DEADLINE, || (count() <= before + 4).then_some(()));
-    assert!(after.is_some(), "{before} descriptors became {}", count());
-}
-
-/// [S30] Who can reach a port of the machine does not get at the kubelet's socket.
-fn the_services_over_the_network(cri: &Cri) {
-    rpc!(cri, version(v1::VersionRequest::default())).unwrap();
-    if cri.is_reference() {
-        // Without a service for it there is no listener.
-        assert!(TcpStream::connect(("127.0.0.1", 10011)).is_err());
-        return;
-    }
-    let connected = eventually(DEADLINE, || TcpStream::connect(("127.0.0.1", 10011)).ok());
-    assert!(connected.is_some(), "the daemon listens");
-    let error = cri.block(async {
-        let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:10011")
-            .connect()
-            .await
-            .unwrap();
-        let mut client = RuntimeServiceClient::new(channel);
-        client
-            .version(v1::VersionRequest::default())
-            .await
-            .unwrap_err()
-    });
-    assert_eq!(error.code(), Code::Unimplemented, "{error}");
 }

@@ -24,6 +24,8 @@ mod runner;
 mod streams;
 
 mod hostile_images;
+mod hostile_messages;
+mod hostile_networks;
 mod hostile_requests;
 
 use std::process::ExitCode;
@@ -42,5 +44,7 @@ fn main() -> ExitCode {
         ("limits", limits::tests()),
         ("hostile_images", hostile_images::tests()),
         ("hostile_requests", hostile_requests::tests()),
+        ("hostile_networks", hostile_networks::tests()),
+        ("hostile_messages", hostile_messages::tests()),
     ])
 }

@@ -17,7 +17,7 @@
 //! | bytes that ExecSync keeps of each stream | 16 MiB; the rest is read and lost | [`MAX_OUTPUT`] | `cri: limits::the_output_of_a_command` |
 //! | bytes of both that it answers | 16 MiB - 64: a message that clients take | [`MAX_ANSWER`] | `cri: limits::the_output_of_a_command`, a unit test |
 //! | the end of a process that was killed after its time-out | 5 s; the answer does not wait longer | | |
-//! | streams held open after a process' end | 0: as long as they are | `drain_exec_sync_io_timeout` | `cri: hostile_requests::commands_that_leave_a_child` |
+//! | streams held open after a process' end | 0: as long as they are | `drain_exec_sync_io_timeout` | `cri: hostile_messages::commands_that_leave_a_child` |
 //! | **logs** | | | |
 //! | a line | 16,384 bytes; a longer one is cut; not positive: none | `max_container_log_line_size` | `cri: limits::the_line_of_a_log`, unit tests of [`logs::lines`] and of the shim |
 //! | a file | not positive: none; else it is renamed to `<name>.1` first | `max_container_log_size` | a unit test of [`logs::file`](mod@crate::logs::file) |

@@ -81,7 +81,7 @@ const NEEDS: &[Needs] = &[
     ),
     (
         "grpc.v1.cri",
-        &["metadata.v1", "mount-manager.v1", "runtime.v2"],
+        &["differ.v1", "metadata.v1", "mount-manager.v1", "runtime.v2"],
         &[
             "lease.v1",
             "sandbox.store.v1",

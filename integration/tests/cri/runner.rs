@@ -1,6 +1,7 @@
 //! Runs the tests side by side on the shared daemon, or each on its own, and looks for what they left.
 
 use std::cell::RefCell;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use corten_integration::leaks;
 use corten_integration::peers::{self, Kind};
+use corten_integration::process::eventually;
 use corten_protos::runtime::v1;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -172,13 +174,15 @@ fn last_look(machine: &Arc<Machine>, failed: bool) -> Vec<String> {
     if code != 0 {
         left.push(format!("the daemon ended with code {code} on SIGTERM"));
     }
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
+    for hierarchy in fs::read_dir("/sys/fs/cgroup")
         .into_iter()
         .flatten()
         .flatten()
     {
         let cgroup = hierarchy.path().join(&machine.world.cgroup[1..]);
-        let _ = std::fs::remove_dir(cgroup);
+        // The last shims of a daemon may be on their way out.
+        let gone = || (fs::remove_dir(&cgroup).is_ok() || !cgroup.exists()).then_some(());
+        let _ = eventually(Duration::from_secs(5), gone);
     }
     left
 }
@@ -186,7 +190,7 @@ fn last_look(machine: &Arc<Machine>, failed: bool) -> Vec<String> {
 /// Addresses that pods held.
 fn addresses(machine: &Machine) -> Vec<String> {
     let dir = machine.world.dir.join("addresses/cit");
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
     files
         .map(|f| f.file_name().to_string_lossy().into_owned())
         .filter(|name| name.starts_with("10."))

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use corten_launch::{Exit, Status};
+use corten_launch::Exit;
 use corten_oci::{Place, Spec, hooks as oci_hooks, spec::Hook};
 use rustix::fs::OFlags;
 use tokio::io::Interest;
@@ -108,11 +108,8 @@ async fn run_one(
     // The write ends of the pipes are the hook's alone from here on, or its output would never end.
     drop(run.plan);
     let work = async {
-        match child.settle().await? {
-            Status::Ready => child.go().await?,
-            Status::Failed(failure) => return Err(Error::unknown(failure.text)),
-            other => return Err(Error::unknown(format!("unexpected news {other:?}"))),
-        }
+        child.at_gate().await?;
+        child.go().await?;
         let (exit, text) = tokio::join!(reaper.exit(&child.pidfd), collect(output));
         judge(exit.context("wait for the hook")?, &text)
     };

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use corten_launch::{Op, Plan, Status};
+use corten_launch::{Op, Plan};
 use corten_oci::cgroup::systemd::{self, Call, Incoming, Scope};
 use corten_oci::{Cgroup, Resources, Spec, cgroup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::error::{Context, Error, Result};
 use crate::log;
 use crate::reaper::Reaper;
-use crate::task::launch::{Child, failed};
+use crate::task::launch::Child;
 
 /// For a job, as runc has it; an answer alone takes less.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -127,11 +127,8 @@ impl Keeper {
         let mut keeper = Self(Some((child, reaper.clone())));
         let child = keeper.0.as_mut().map(|(child, _)| child);
         let child = child.ok_or_else(|| Error::unknown("no keeper"))?;
-        match child.settle().await? {
-            Status::Ready => Ok((keeper, pid)),
-            Status::Failed(failure) => Err(failed(failure)),
-            other => Err(Error::unknown(format!("unexpected news {other:?}"))),
-        }
+        child.at_gate().await?;
+        Ok((keeper, pid))
     }
 
     /// Ends it, and sets what had to wait for that.

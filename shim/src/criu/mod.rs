@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use corten_launch::{Exec, Op, Plan, Status, cstr};
+use corten_launch::{Exec, Op, Plan, cstr};
 use corten_oci::{Cgroup, Spec};
 use corten_protos::corten::criu::v1::{CgroupMode, External, Kind, Request, Response};
 use prost::Message;
@@ -31,7 +31,7 @@ use crate::error::{Context, Error, Result};
 use crate::readiness::watch;
 use crate::reaper::Reaper;
 use crate::task::Shim;
-use crate::task::launch::{Child, failed};
+use crate::task::launch::Child;
 
 pub(crate) use dump::checkpoint;
 pub(crate) use restore::{Pending, pipes, root, start};
@@ -108,11 +108,9 @@ impl Criu {
         });
         let mut child = Child::spawn(&shim.reaper, &plan).context("start CRIU")?;
         drop(plan);
-        let begun = match child.settle().await {
-            Ok(Status::Ready) => child.go().await,
-            Ok(Status::Failed(failure)) => Err(failed(failure)),
-            Ok(other) => Err(Error::unknown(format!("unexpected news {other:?}"))),
-            Err(e) => Err(e.into()),
+        let begun = match child.at_gate().await {
+            Ok(()) => child.go().await,
+            Err(e) => Err(e),
         };
         match begun.and_then(|()| Ok(watch(ours, Interest::READABLE)?)) {
             Ok(socket) => Ok(Self { child, socket }),

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use corten_launch::{Fd, Op, Plan, Status};
+use corten_launch::{Fd, Op, Plan};
 use corten_oci::{Place, Spec, Stdio, restore};
 use corten_protos::corten::criu::v1::{
     CgroupRoot, External, Inherit, Join, Kind, Notify, Opts, Request,
@@ -18,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::hooks::{self, Subject};
 use crate::reaper::Pidfd;
 use crate::systemd::Keeper;
-use crate::task::launch::{Child, failed};
+use crate::task::launch::Child;
 use crate::task::process::SIGKILL;
 use crate::task::{Container, Shim};
 
@@ -270,12 +270,7 @@ async fn bring_loopback_up(shim: &Shim, made: &Pidfd) -> Result<()> {
 async fn run_to_gate(shim: &Shim, plan: Plan) -> Result<()> {
     let mut child = Child::spawn(&shim.reaper, &plan)?;
     drop(plan);
-    let done = match child.settle().await {
-        Ok(Status::Ready) => Ok(()),
-        Ok(Status::Failed(failure)) => Err(failed(failure)),
-        Ok(other) => Err(Error::unknown(format!("unexpected news {other:?}"))),
-        Err(e) => Err(e.into()),
-    };
+    let done = child.at_gate().await;
     child.destroy(&shim.reaper).await;
     done
 }

@@ -9,12 +9,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use corten_launch::{Exec, Op, Plan, Status, cstr};
+use corten_launch::{Exec, Op, Plan, cstr};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 
 use crate::error::{Context, Error, Result};
 use crate::reaper::Reaper;
-use crate::task::launch::{Child, failed};
+use crate::task::launch::Child;
 
 /// What of an answer or of a log is read.
 const LIMIT: u64 = 4 << 20;
@@ -91,11 +91,9 @@ impl Cli {
         let plan = self.plan(arguments, fds);
         let mut child = Child::spawn(reaper, &plan).context(format!("start {}", self.program))?;
         drop(plan);
-        let begun = match child.settle().await {
-            Ok(Status::Ready) => child.go().await,
-            Ok(Status::Failed(failure)) => Err(failed(failure)),
-            Ok(other) => Err(Error::unknown(format!("unexpected news {other:?}"))),
-            Err(e) => Err(e.into()),
+        let begun = match child.at_gate().await {
+            Ok(()) => child.go().await,
+            Err(e) => Err(e),
         };
         if let Err(e) = begun {
             child.destroy(reaper).await;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use corten_launch::{Exec, Op, Plan, Status, cstr};
+use corten_launch::{Exec, Op, Plan, cstr};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
@@ -21,7 +21,7 @@ use crate::log;
 use crate::readiness::watch;
 use crate::reaper::Pidfd;
 use crate::task::Shim;
-use crate::task::launch::{Child, failed};
+use crate::task::launch::Child;
 
 const READY: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_secs(1);
@@ -66,11 +66,8 @@ impl Logger {
         let mut child = Child::spawn(&shim.reaper, &plan).context("start binary process")?;
         drop(plan);
         let begun = async {
-            match child.settle().await? {
-                Status::Ready => child.go().await?,
-                Status::Failed(failure) => return Err(failed(failure)),
-                other => return Err(Error::unknown(format!("unexpected news {other:?}"))),
-            }
+            child.at_gate().await?;
+            child.go().await?;
             tokio::time::timeout(READY, await_ready(ready, handshake))
                 .await
                 .unwrap_or_else(|_| Err(Error::unknown("logging binary is not ready in time")))

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use corten_launch::Status;
 use corten_oci::{Cgroup, Spec, cgroup};
 use corten_protos::any;
 use corten_protos::containerd::runtime::sandbox::v1::{CreateSandboxRequest, UpdateSandboxRequest};
@@ -37,7 +36,7 @@ use crate::reaper::Pidfd;
 use crate::systemd;
 use crate::task::Shim;
 use crate::task::init::remove_cgroup;
-use crate::task::launch::{Child, failed};
+use crate::task::launch::Child;
 use crate::task::process::SIGKILL;
 use files::Files;
 
@@ -291,11 +290,7 @@ impl Draft {
         drop(owner);
         let child = self.child.insert(Child::spawn(&shim.reaper, &plan)?);
         drop(plan);
-        match child.settle().await? {
-            Status::Ready => {}
-            Status::Failed(failure) => return Err(failed(failure)),
-            other => return Err(Error::unknown(format!("unexpected news {other:?}"))),
-        }
+        child.at_gate().await?;
         if let Some((keeper, cgroup)) = keeper.zip(self.cgroup.as_ref()) {
             keeper.release(cgroup, &spec).await?;
         }

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use corten_launch::Status;
 use corten_oci::{ExecParams, plan_exec};
 use corten_protos::containerd::events::{TaskExecAdded, TaskExecStarted};
 use corten_protos::containerd::task::v3::ExecProcessRequest;
@@ -10,7 +9,7 @@ use corten_protos::time;
 use tokio::task::spawn_local;
 
 use super::init::console_size;
-use super::launch::{Child, failed};
+use super::launch::Child;
 use super::process::Process;
 use super::state::{Move, Need};
 use super::{Container, Shim, exit};
@@ -209,11 +208,9 @@ async fn run(
         }
     }
     drop(spec);
-    let begun = match child.settle().await {
-        Ok(Status::Ready) => begin(container, exec, &mut child, io).await,
-        Ok(Status::Failed(failure)) => Err(failed(failure)),
-        Ok(other) => Err(Error::unknown(format!("unexpected news {other:?}"))),
-        Err(e) => Err(e.into()),
+    let begun = match child.at_gate().await {
+        Ok(()) => begin(container, exec, &mut child, io).await,
+        Err(e) => Err(e),
     };
     match begun {
         Ok(()) => {

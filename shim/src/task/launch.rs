@@ -66,6 +66,15 @@ impl Child {
         }
     }
 
+    /// Waits until the child stands at its gate, with everything before it done.
+    pub(crate) async fn at_gate(&mut self) -> Result<()> {
+        match self.settle().await? {
+            Status::Ready => Ok(()),
+            Status::Failed(failure) => Err(failed(failure)),
+            other => Err(Error::unknown(format!("unexpected news {other:?}"))),
+        }
+    }
+
     fn hand_over(&mut self) -> io::Result<()> {
         let given = match (self.agent.as_ref(), self.parked.take_listener()) {
             (Some(agent), Some(listener)) => agent.hand_over(listener.as_fd()),

@@ -240,20 +240,19 @@ fn own_namespaces() -> Vec<String> {
         .collect()
 }
 
+/// The security context of a container's config.
+fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default()
+}
+
 fn gives_pods_namespaces_of_their_own(cri: &Cri) {
     let pod = cri.run(&cri.cni_config("own"));
     let mut config = cri.container_config("one", &["sleep", "1000"]);
     let one = namespaces(cri, &cri.started(&pod, &config));
     config.metadata.as_mut().unwrap().name = "two".into();
     config.log_path = "two.log".into();
-    let security = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
-    security.namespace_options = Some(v1::NamespaceOption {
+    security(&mut config).namespace_options = Some(v1::NamespaceOption {
         pid: NamespaceMode::Container.into(),
         ..Default::default()
     });
@@ -279,14 +278,7 @@ fn shares_the_namespaces_of_the_host(cri: &Cri) {
     cri.security(&mut config).namespace_options = Some(node.clone());
     let pod = cri.run(&config);
     let mut config = cri.container_config("one", &["sleep", "1000"]);
-    let security = config
-        .linux
-        .as_mut()
-        .unwrap()
-        .security_context
-        .as_mut()
-        .unwrap();
-    security.namespace_options = Some(node);
+    security(&mut config).namespace_options = Some(node);
     let found = namespaces(cri, &cri.started(&pod, &config));
     let host = own_namespaces();
     assert_eq!(found[..3], host[..3]);

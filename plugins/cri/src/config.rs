@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use corten_core::{Error, Kind, Result};
-use serde::{Deserialize, Serialize};
+use corten_core::{Error, Kind, Result, duration};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The runtime that pods get when they name none.
 pub const DEFAULT_RUNTIME: &str = "corten";
@@ -41,12 +41,21 @@ pub struct Runtime {
     pub enable_unprivileged_ports: bool,
     pub enable_unprivileged_icmp: bool,
     pub cdi_spec_dirs: Vec<PathBuf>,
-    #[serde(with = "corten_core::duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "empty_is::<0, _>"
+    )]
     pub drain_exec_sync_io_timeout: Duration,
     pub ignore_deprecation_warnings: Vec<String>,
-    #[serde(with = "corten_core::duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "empty_is::<1, _>"
+    )]
     pub stats_collect_period: Duration,
-    #[serde(with = "corten_core::duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "empty_is::<120, _>"
+    )]
     pub stats_retention_period: Duration,
     pub enable_criu: bool,
     pub containerd: Containerd,
@@ -117,7 +126,10 @@ pub struct Images {
     pub image_decryption: ImageDecryption,
     pub max_concurrent_downloads: usize,
     pub concurrent_layer_fetch_buffer: u64,
-    #[serde(with = "corten_core::duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "empty_is::<300, _>"
+    )]
     pub image_pull_progress_timeout: Duration,
     pub image_pull_with_sync_fs: bool,
     /// Seconds.
@@ -202,7 +214,10 @@ pub struct Grpc {
     pub disable_tcp_service: bool,
     pub stream_server_address: String,
     pub stream_server_port: String,
-    #[serde(with = "corten_core::duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "empty_is::<14400, _>"
+    )]
     pub stream_idle_timeout: Duration,
     pub enable_tls_streaming: bool,
     pub x509_key_pair_streaming: KeyPair,
@@ -214,6 +229,16 @@ pub struct Grpc {
 pub struct KeyPair {
     pub tls_cert_file: String,
     pub tls_key_file: String,
+}
+
+/// A duration. Empty is the default one: that is how `containerd config default` writes some of them.
+fn empty_is<'de, const SECONDS: u64, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.is_empty() {
+        return Ok(Duration::from_secs(SECONDS));
+    }
+    duration::parse(&text)
+        .ok_or_else(|| serde::de::Error::custom(format!("invalid duration {text:?}")))
 }
 
 impl Default for Runtime {
@@ -467,6 +492,33 @@ mod tests {
         assert_eq!(all["runc"].runtime_type, CORTEN);
         assert_eq!(all["runc"].sandboxer, PODSANDBOX);
         assert_eq!(config.containerd.handler("").unwrap().0, "runc");
+    }
+
+    #[test]
+    fn empty_durations_are_the_default_ones() {
+        let runtime = read(
+            "stats_collect_period = ''\nstats_retention_period = ''\ndrain_exec_sync_io_timeout = ''",
+        );
+        let images: Images = toml::from_str("image_pull_progress_timeout = ''").unwrap();
+        let grpc: Grpc = toml::from_str("stream_idle_timeout = ''").unwrap();
+        let own = Runtime::default();
+        assert_eq!(runtime.stats_collect_period, own.stats_collect_period);
+        assert_eq!(runtime.stats_retention_period, own.stats_retention_period);
+        assert_eq!(
+            runtime.drain_exec_sync_io_timeout,
+            own.drain_exec_sync_io_timeout
+        );
+        assert_eq!(
+            images.image_pull_progress_timeout,
+            Images::default().image_pull_progress_timeout
+        );
+        assert_eq!(
+            grpc.stream_idle_timeout,
+            Grpc::default().stream_idle_timeout
+        );
+        assert!(toml::from_str::<Grpc>("stream_idle_timeout = '4'").is_err());
+        let said = read("stats_collect_period = '250ms'");
+        assert_eq!(said.stats_collect_period, Duration::from_millis(250));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! get through when all that is done.
 
 use std::any::Any;
+use std::fs::{DirBuilder, Permissions};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use corten_core::filter::Filter;
@@ -161,8 +164,9 @@ async fn open(
 async fn up(cri: &Arc<Cri>) -> Result<()> {
     // Where tools look for the bundles of Kubernetes' tasks, also while all pods are with our shim and have none there.
     let tasks = cri.state.with_file_name("io.containerd.runtime.v2.task");
-    for dir in [cri.root.clone(), cri.state.clone(), tasks.join(NAMESPACE)] {
-        corten_sys::blocking(move || Ok(std::fs::create_dir_all(dir)?))
+    let ours = [(cri.root.clone(), 0o700), (cri.state.clone(), 0o700)];
+    for (dir, mode) in ours.into_iter().chain([(tasks.join(NAMESPACE), 0o711)]) {
+        corten_sys::blocking(move || private(&dir, mode))
             .await
             .context("make a folder of the CRI")?;
     }
@@ -179,6 +183,17 @@ async fn up(cri: &Arc<Cri>) -> Result<()> {
     serve_streams(cri).await?;
     stats::start(cri);
     crate::nri::start(cri).await
+}
+
+/// Makes a folder that users of the host see no more of than `mode` says, also where it was looser (CVE-2024-25621):
+/// pods' /dev/shm and image volumes are in there, with what is set-user-id in images.
+fn private(dir: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(dir)?;
+    let found = std::fs::metadata(dir)?.permissions().mode() & 0o7777;
+    if found & !mode != 0 {
+        std::fs::set_permissions(dir, Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// Out-of-memory kills, from now on.
@@ -243,4 +258,22 @@ async fn serve_streams(cri: &Arc<Cri>) -> Result<()> {
     cri.background
         .spawn("streaming server", server.serve(std::future::pending()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_closed_to_others_even_if_they_were_open() {
+        let lab = tempfile::tempdir().unwrap();
+        let (new, old) = (lab.path().join("a/new"), lab.path().join("old"));
+        std::fs::create_dir(&old).unwrap();
+        std::fs::set_permissions(&old, Permissions::from_mode(0o755)).unwrap();
+        for (dir, mode) in [(&new, 0o700), (&old, 0o700), (&new, 0o711)] {
+            private(dir, mode).unwrap();
+            let now = std::fs::metadata(dir).unwrap().permissions().mode();
+            assert_eq!(now & 0o7777, 0o700, "{}", dir.display());
+        }
+    }
 }

@@ -49,11 +49,11 @@ test:
 
 test-reference: deps
 	CORTEN_UNDER_TEST=reference CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUNNER=$(CURDIR)/integration/as-root.sh \
-	$(CARGO) test --release -p corten-integration --test ctr --test shim --test cri
+	integration/cargo-test.sh --test ctr --test shim --test cri
 
 test-cri-suite: build
 	@integration/setup.sh cri
-	$(CARGO) build --release -p corten-integration --bin corten-images
+	integration/cargo-test.sh --quiet --no-run --test shim # builds corten-images as well, and as `make test` has
 	@integration/as-root.sh integration/cri/suite.sh corten
 
 # Pure cgroup v2 and AppArmor; systemd as init. Without KVM it takes the better part of an hour.

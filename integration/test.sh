@@ -26,7 +26,7 @@ check() {
     fi
 }
 
-# Runs cargo tests and adds their results up. A program that dies without a result is a failure.
+# Runs tests and adds their results up. A program that dies without a result is a failure.
 tests() {
     name=$1
     shift
@@ -34,8 +34,10 @@ tests() {
     { "$@" 2>&1; echo "status $?" >"$log.status"; } | tee "$log"
     status=$(sed 's/status //' "$log.status")
     rm -f "$log.status"
+    # The sums of cargo's lines, or the one with which a script ends.
     sums=$(awk '/^test result:/ { for (i = 1; i < NF; i++) {
         if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i } }
+        /^[0-9]+ passed, [0-9]+ failed$/ { p += $1; f += $3 }
         END { print p + 0, f + 0 }' "$log")
     passed=$((passed + ${sums% *}))
     failed=$((failed + ${sums#* }))
@@ -61,13 +63,14 @@ make --no-print-directory build || give_up
 
 check 'format' cargo fmt --all --check
 check 'lints' cargo clippy --release --quiet --workspace --all-targets -- -D warnings
+check 'building the tests' integration/cargo-test.sh --quiet --no-run
 # With what passed tests say: some say why they could not run here.
-tests 'unit tests' cargo test --release --quiet --workspace --exclude corten-integration --no-fail-fast -- --show-output
-tests 'behaviour tests: Corten' cargo test --release --quiet -p corten-integration --test ctr
-tests 'behaviour tests: the shim alone' cargo test --release --quiet -p corten-integration --test shim
-tests 'behaviour tests: the CRI' cargo test --release --quiet -p corten-integration --test cri
-# Every instruction is emulated there: minutes, more of them the busier this machine is.
-[ -z "${CORTEN_TEST_VM:-}" ] || tests 'second kernel' env CORTEN_VM_OPTIONAL=1 integration/vm/run.sh fast
+tests 'unit tests' integration/cargo-test.sh --quiet --exclude corten-integration --no-fail-fast -- --show-output
+tests 'behaviour tests: Corten' integration/cargo-test.sh --quiet --test ctr
+tests 'behaviour tests: the shim alone' integration/cargo-test.sh --quiet --test shim
+tests 'behaviour tests: the CRI' integration/cargo-test.sh --quiet --test cri
+tests 'the CRI suite of containerd' make --no-print-directory test-cri-suite
+tests 'second kernel' env CORTEN_VM_OPTIONAL=1 integration/vm/run.sh fast
 check 'licences and sources' integration/deny.sh
 check 'installation' integration/install-test.sh
 

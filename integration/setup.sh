@@ -177,6 +177,7 @@ fi
 want_packages openssl iproute2 util-linux iptables erofs-utils e2fsprogs
 want_unpacked containerd usr/bin/ctr
 want_unpacked docker-registry usr/bin/docker-registry
+want_unpacked runc usr/sbin/runc
 want_unpacked containernetworking-plugins usr/lib/cni/bridge
 build_peers
 build_streams

@@ -295,6 +295,7 @@ impl Case {
             }
         }
         leaks::remove_namespace_cgroups(&self.namespace);
+        leaks::remove_runc_state(&self.namespace);
         let _ = fs::remove_dir_all(&self.dir);
         left
     }

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,11 +14,14 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::Daemon;
+use crate::peers::Kind;
 use crate::process::{eventually, exits_within};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where the stock shim keeps runc's state, whatever the daemon's own state directory is.
 const RUNC_STATE: &str = "/run/containerd/runc";
+/// Where shims listen whose daemon names no other place.
+const SOCKETS: &str = "/run/containerd/s";
 const BUNDLES: &str = "io.containerd.runtime.v2.task";
 
 /// What namespace `ns` has left on the machine: processes, mounts, cgroups, bundles, FIFOs, files.
@@ -117,18 +122,54 @@ pub fn of_id(daemon: &Daemon, id: &str) -> Vec<String> {
     found
 }
 
-/// What all daemons share and none may add to.
+/// What all daemons share and none may add to. Of runc's state only what namespaces of this process have there: programs
+/// may run side by side.
 #[must_use]
 pub fn shared_places() -> BTreeSet<PathBuf> {
+    let ours = format!("cit{}x", std::process::id());
+    let state = children(Path::new(RUNC_STATE), true)
+        .filter(|p| p.to_string_lossy().contains(&ours))
+        .collect();
     [
         "/run/containerd/fifo",
-        "/run/containerd/s",
+        SOCKETS,
         "/run/netns",
         "/run/docker/netns",
     ]
     .iter()
-    .flat_map(|place| children(Path::new(place), false).collect::<Vec<_>>())
+    .map(|place| children(Path::new(place), false).collect::<Vec<_>>())
+    .chain([state])
+    .flatten()
     .collect()
+}
+
+/// What is in those places that was not `before`. Of it goes what nobody uses: sockets without a listener, as killed stock
+/// shims leave them, and runc's state.
+#[must_use]
+pub fn clear_shared_places(before: &BTreeSet<PathBuf>) -> Vec<String> {
+    let mut found = Vec::new();
+    for place in shared_places().difference(before) {
+        if place.starts_with(SOCKETS) && is_dead(place) {
+            let _ = fs::remove_file(place);
+            if Kind::under_test() != Kind::Corten {
+                continue;
+            }
+        }
+        if place.starts_with(RUNC_STATE) {
+            let _ = fs::remove_dir_all(place);
+        }
+        found.push(format!("file {}", place.display()));
+    }
+    found
+}
+
+fn is_dead(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Removes runc's folder of a namespace, which it leaves when its last container goes.
+pub fn remove_runc_state(ns: &str) {
+    let _ = fs::remove_dir_all(Path::new(RUNC_STATE).join(ns));
 }
 
 /// Waits for `look` to find nothing; gives what it still finds when time is up.
@@ -153,7 +194,7 @@ pub fn clear_namespace(ns: &str) {
     for cgroup in cgroups_named(ns) {
         remove_cgroup(&cgroup);
     }
-    let _ = fs::remove_dir_all(Path::new(RUNC_STATE).join(ns));
+    remove_runc_state(ns);
 }
 
 /// Kills what a daemon's directory names on its command line, unmounts below it and removes it.

@@ -1,4 +1,5 @@
-//! The main function of a test program: shared daemons, one case per test, leak checks.
+//! The main function of a test program: shared daemons, one case per test, leak checks. What other test programs do as
+//! well, around a test and around all of them, is public.
 //!
 //! A test is a plain function over a [`Case`]. A [`Test`] says which client, runtime and daemon it
 //! gets; the list of them is explicit, so the compiler warns of a test that nobody lists.
@@ -7,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -133,23 +135,15 @@ impl Test {
         if let Some(runtime) = &self.runtime {
             case = case.runtime(runtime);
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| (self.body)(&case)))
-            .map_err(|panic| message(panic.as_ref()))
-            .and_then(|()| {
-                // What cleaning up needs says nothing of the test.
-                commands::keep(plain);
-                let left = catch_unwind(AssertUnwindSafe(|| case.finish()))
-                    .map_err(|panic| message(panic.as_ref()))?;
-                if left.is_empty() {
-                    Ok(())
-                } else {
-                    Err(format!("left behind:\n  {}", left.join("\n  ")))
-                }
-            });
+        let outcome = caught(|| (self.body)(&case)).and_then(|()| {
+            // What cleaning up needs says nothing of the test.
+            commands::keep(plain);
+            nothing_left(&caught(|| case.finish())?)
+        });
         outcome.map_err(|text| {
-            let log = daemon.log_about(&case.namespace, 15);
-            let _ = catch_unwind(AssertUnwindSafe(|| case.wipe()));
-            Failed::from(format!("{text}\n  daemon's log:\n{log}"))
+            let failed = failed(&text, &daemon, &case.namespace);
+            let _ = caught(|| case.wipe());
+            failed
         })
     }
 }
@@ -159,14 +153,95 @@ thread_local! {
     static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-        .unwrap_or_else(|| "a panic without text".to_owned());
-    PLACE.with(|place| format!("{}: {text}", place.borrow()))
+/// Runs `what`; of a panic, its place and its text.
+///
+/// # Errors
+/// It panicked.
+pub fn caught<T>(what: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_else(|| "a panic without text".to_owned());
+        PLACE.with(|place| format!("{}: {text}", place.borrow()))
+    })
 }
+
+/// # Errors
+/// A test left something behind.
+pub fn nothing_left(left: &[String]) -> Result<(), String> {
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("left behind:\n  {}", left.join("\n  ")))
+    }
+}
+
+/// What is told of a test that failed: why, and what the daemon said of the test's `name`.
+#[must_use]
+pub fn failed(text: &str, daemon: &Daemon, name: &str) -> Failed {
+    let log = daemon.log_about(name, 15);
+    Failed::from(format!("{text}\n  daemon's log:\n{log}"))
+}
+
+/// Whether containers can be made; says so if not.
+#[must_use]
+pub fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("these tests make containers and need root: use `make test`");
+    }
+    root
+}
+
+/// Clears away what killed runs left, decides how many tests run at a time, and tells what is under test.
+pub fn prepare(arguments: &mut Arguments) {
+    daemon::sweep();
+    // Containers wait more than they compute: twice the processors, but no more than eight.
+    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let threads = (processors * 2).min(8);
+    arguments.test_threads.get_or_insert(threads);
+    // Panics are reported with the test they belong to.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info
+            .location()
+            .map_or_else(String::new, ToString::to_string);
+        PLACE.with(|last| *last.borrow_mut() = place);
+    }));
+    if !arguments.list {
+        let kind = Kind::under_test();
+        let program = kind.program();
+        println!(
+            "daemon under test: {} ({})",
+            program.display(),
+            kind.default_runtime()
+        );
+        println!("reference programs: {}", peers::dir().display());
+    }
+}
+
+/// The modules' tests, each made a trial of.
+pub fn trials<T>(modules: Vec<(&str, Vec<T>)>, trial: impl Fn(&str, T) -> Trial) -> Vec<Trial> {
+    let named = |(module, tests): (_, Vec<T>)| tests.into_iter().map(move |t| (module, t));
+    let all = modules.into_iter().flat_map(named);
+    all.map(|(module, test)| trial(module, test)).collect()
+}
+
+/// Fails what no single test failed at, with the reasons.
+#[must_use]
+pub fn failed_at_the_end(reasons: &[(&str, Vec<String>)]) -> ExitCode {
+    for (what, list) in reasons {
+        if !list.is_empty() {
+            println!("{what}:\n  {}", list.join("\n  "));
+        }
+    }
+    println!("test result: FAILED. 0 passed; 1 failed (at the end)");
+    ExitCode::FAILURE
+}
+
+/// The heading of what is left when all tests are over.
+pub const LEFT: &str = "left behind when all tests were over";
 
 fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
     let key = match kind {
@@ -186,46 +261,15 @@ fn shared_daemon(shared: &Shared, kind: Kind) -> Arc<Daemon> {
 
 /// Runs the modules' tests; gives the exit code of the program.
 #[must_use]
-pub fn run(modules: Vec<(&str, Vec<Test>)>) -> std::process::ExitCode {
+pub fn run(modules: Vec<(&str, Vec<Test>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("these tests make containers and need root: use `make test`");
-        return std::process::ExitCode::FAILURE;
+    if !is_root() {
+        return ExitCode::FAILURE;
     }
-    daemon::sweep();
-    // Containers wait more than they compute: twice the processors, but no more than eight.
-    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let threads = (processors * 2).min(8);
-    arguments.test_threads.get_or_insert(threads);
-    // Panics are reported with the test they belong to.
-    std::panic::set_hook(Box::new(|info| {
-        let place = info
-            .location()
-            .map_or_else(String::new, ToString::to_string);
-        PLACE.with(|last| *last.borrow_mut() = place);
-    }));
-
-    let kind = Kind::under_test();
-    if !arguments.list {
-        let program = kind.program();
-        println!(
-            "daemon under test: {} ({})",
-            program.display(),
-            kind.default_runtime()
-        );
-        println!("reference programs: {}", peers::dir().display());
-    }
+    prepare(&mut arguments);
     let before = leaks::shared_places();
     let shared = Shared::default();
-    let trials = modules
-        .into_iter()
-        .flat_map(|(module, tests)| {
-            tests
-                .into_iter()
-                .map(|t| t.trial(module, &shared))
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let trials = trials(modules, |module, test| test.trial(module, &shared));
     let conclusion = libtest_mimic::run(&arguments, trials);
 
     let mut left = Vec::new();
@@ -244,17 +288,14 @@ pub fn run(modules: Vec<(&str, Vec<Test>)>) -> std::process::ExitCode {
             ));
         }
     }
-    left.extend(
-        leaks::shared_places()
-            .difference(&before)
-            .map(|p| format!("file {}", p.display())),
-    );
+    left.extend(leaks::clear_shared_places(&before));
     let writes = std::env::var_os("CORTEN_TABLE").is_some();
     if conclusion.has_failed() && !writes {
         return conclusion.exit_code();
     }
-    let everything =
-        kind == Kind::Corten && arguments.filter.is_none() && arguments.skip.is_empty();
+    let everything = Kind::under_test() == Kind::Corten
+        && arguments.filter.is_none()
+        && arguments.skip.is_empty();
     let lies = if everything && !arguments.list {
         commands::verify()
     } else {
@@ -263,14 +304,8 @@ pub fn run(modules: Vec<(&str, Vec<Test>)>) -> std::process::ExitCode {
     if left.is_empty() && lies.is_empty() {
         return conclusion.exit_code();
     }
-    for (what, list) in [
-        ("left behind when all tests were over", left),
+    failed_at_the_end(&[
+        (LEFT, left),
         ("integration/README.md says what is not so", lies),
-    ] {
-        if !list.is_empty() {
-            println!("{what}:\n  {}", list.join("\n  "));
-        }
-    }
-    println!("test result: FAILED. 0 passed; 1 failed (at the end)");
-    std::process::ExitCode::FAILURE
+    ])
 }

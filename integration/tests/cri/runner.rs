@@ -1,15 +1,13 @@
 //! Runs the tests side by side on the shared daemon, or each on its own, and looks for what they left.
 
-use std::cell::RefCell;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use corten_integration::leaks;
-use corten_integration::peers::{self, Kind};
 use corten_integration::process::eventually;
+use corten_integration::runner::{self, caught, failed, nothing_left};
 use corten_protos::runtime::v1;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -68,71 +66,20 @@ impl Test {
         // Also after a failure: other tests go on with this daemon.
         let left = caught(|| cri.finish());
         outcome
-            .and_then(|()| match left? {
-                left if left.is_empty() => Ok(()),
-                left => Err(format!("left behind:\n  {}", left.join("\n  "))),
-            })
-            .map_err(|text| {
-                let log = machine.daemon.log_about(&cri.name, 15);
-                Failed::from(format!("{text}\n  daemon's log:\n{log}"))
-            })
+            .and_then(|()| nothing_left(&left?))
+            .map_err(|text| failed(&text, &machine.daemon, &cri.name))
     }
-}
-
-thread_local! {
-    /// Where this thread panicked last.
-    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
-}
-
-fn caught<T>(what: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(what)).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-            .unwrap_or_else(|| "a panic without text".to_owned());
-        PLACE.with(|place| format!("{}: {text}", place.borrow()))
-    })
 }
 
 /// Runs the modules' tests; gives the exit code of the program.
 #[must_use]
 pub(crate) fn run(modules: Vec<(&str, Vec<Test>)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("these tests make containers and need root: use `make test`");
+    if !runner::is_root() || (!arguments.list && !machine::enter()) {
         return ExitCode::FAILURE;
     }
-    if !arguments.list && !machine::enter() {
-        return ExitCode::FAILURE;
-    }
-    corten_integration::daemon::sweep();
-    // Containers wait more than they compute: twice the processors, but no more than eight.
-    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    arguments
-        .test_threads
-        .get_or_insert_with(|| (processors * 2).min(8));
-    // Panics are reported with the test they belong to.
-    std::panic::set_hook(Box::new(|info| {
-        let place = info
-            .location()
-            .map_or_else(String::new, ToString::to_string);
-        PLACE.with(|last| *last.borrow_mut() = place);
-    }));
-    let kind = Kind::under_test();
-    if !arguments.list {
-        println!("daemon under test: {}", kind.program().display());
-        println!("reference programs: {}", peers::dir().display());
-    }
-    let trials = modules
-        .into_iter()
-        .flat_map(|(module, tests)| {
-            tests
-                .into_iter()
-                .map(|t| t.trial(module))
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    runner::prepare(&mut arguments);
+    let trials = runner::trials(modules, |module, test| test.trial(module));
     let conclusion = libtest_mimic::run(&arguments, trials);
     let left = match Machine::take_shared() {
         Some(machine) => last_look(&machine, conclusion.has_failed()),
@@ -142,12 +89,7 @@ pub(crate) fn run(modules: Vec<(&str, Vec<Test>)>) -> ExitCode {
     if conclusion.has_failed() || left.is_empty() {
         return conclusion.exit_code();
     }
-    println!(
-        "left behind when all tests were over:\n  {}",
-        left.join("\n  ")
-    );
-    println!("test result: FAILED. 0 passed; 1 failed (at the end)");
-    ExitCode::FAILURE
+    runner::failed_at_the_end(&[(runner::LEFT, left)])
 }
 
 /// Removes the images, ends the daemon; gives what is left of it.

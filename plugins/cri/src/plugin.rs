@@ -140,9 +140,14 @@ async fn open(
         containers: Index::new("container"),
         container_names: Names::default(),
         images,
+        handlers: status::handlers(
+            &runtime.containerd,
+            tasks.as_ref(),
+            specs.host().mounts_trees_read_only(),
+        )
+        .await,
         specs: Arc::new(specs),
         networks,
-        handlers: status::handlers(&runtime.containerd, tasks.as_ref()).await,
         hub: Hub::counting(metrics.events_dropped.clone()),
         metrics,
         collector: Arc::new(Collector::new(

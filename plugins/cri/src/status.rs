@@ -214,13 +214,14 @@ fn warned(warnings: &[Warning], ignored: &[String]) -> Option<(&'static str, Str
     (!told.is_empty()).then(|| (HAS_WARNINGS, json!(told).to_string()))
 }
 
-/// Asks the shims of all handlers what they can do; one that is not installed can do nothing that it would tell.
-pub async fn handlers(config: &Containerd, tasks: &dyn Tasks) -> Handlers {
+/// Asks the shims of all handlers what they can do; one that is not installed can do nothing that it would tell. `trees`:
+/// this kernel makes mounts read-only with all below them. Shims speak of themselves only.
+pub async fn handlers(config: &Containerd, tasks: &dyn Tasks, trees: bool) -> Handlers {
     let asked = config.runtimes.iter().map(|(name, handler)| async move {
         let runtime = options::runtime(handler);
         let features = match options::of(handler) {
             Ok(options) => match tasks.info(runtime, options).await {
-                Ok(info) => info.features.as_ref().map(|f| features(&f.value)),
+                Ok(info) => info.features.as_ref().map(|f| features(&f.value, trees)),
                 Err(error) => {
                     debug!(%name, %error, "ask a runtime what it can do");
                     None
@@ -241,7 +242,7 @@ pub async fn handlers(config: &Containerd, tasks: &dyn Tasks) -> Handlers {
 }
 
 /// What the CRI asks of OCI features.
-fn features(json: &[u8]) -> RuntimeHandlerFeatures {
+fn features(json: &[u8], trees: bool) -> RuntimeHandlerFeatures {
     let told: Value = serde_json::from_slice(json).unwrap_or_default();
     let has = |list: &Value, what: &str| {
         let list = list.as_array();
@@ -249,7 +250,7 @@ fn features(json: &[u8]) -> RuntimeHandlerFeatures {
     };
     let linux = &told["linux"];
     RuntimeHandlerFeatures {
-        recursive_read_only_mounts: has(&told["mountOptions"], "rro"),
+        recursive_read_only_mounts: trees && has(&told["mountOptions"], "rro"),
         user_namespaces: has(&linux["namespaces"], "user")
             && linux["mountExtensions"]["idmap"]["enabled"] == true,
     }
@@ -366,11 +367,14 @@ mod tests {
     fn features_are_read_from_the_runtime_s_own() {
         let told = br#"{"mountOptions":["ro","rro"],"linux":{"namespaces":["user","net"],
             "mountExtensions":{"idmap":{"enabled":true}}}}"#;
-        let got = features(told);
+        let got = features(told, true);
         assert!(got.recursive_read_only_mounts && got.user_namespaces);
-        let got = features(br#"{"linux":{"namespaces":["user"]}}"#);
+        // What runc could do, were it not for the kernel.
+        let got = features(told, false);
+        assert!(!got.recursive_read_only_mounts && got.user_namespaces);
+        let got = features(br#"{"linux":{"namespaces":["user"]}}"#, true);
         assert!(!got.recursive_read_only_mounts && !got.user_namespaces);
-        assert!(!features(b"").user_namespaces);
+        assert!(!features(b"", true).user_namespaces);
     }
 
     #[test]

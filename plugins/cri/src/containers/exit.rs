@@ -131,11 +131,14 @@ impl Cri {
             status.unknown = false;
         })
         .await;
+        // Whoever waits for the end may remove the container now, but tells of that after this was told.
+        let telling = container.telling.lock().await;
         container.stopped.send_replace(true);
         self.nri_exited(container).await;
         let stopped = ContainerEventType::ContainerStoppedEvent;
         self.announce(&container.id, &container.sandbox_id, stopped)
             .await;
+        drop(telling);
         Ok(())
     }
 

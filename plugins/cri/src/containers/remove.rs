@@ -54,9 +54,11 @@ impl Cri {
         self.nri_remove(&container).await;
         self.take_apart(&container).await?;
         drop(working);
+        let telling = container.telling.lock().await;
         let deleted = ContainerEventType::ContainerDeletedEvent;
         self.announce(&container.id, &container.sandbox_id, deleted)
             .await;
+        drop(telling);
         self.metrics
             .took(Timer::ContainerRemove, &container.runtime, began);
         Ok(RemoveContainerResponse {})

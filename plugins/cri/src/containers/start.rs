@@ -119,10 +119,13 @@ impl Cri {
         .await
         .with_context(|| format!("failed to update container {:?} state", container.id))?;
         info!(container.id = %container.id, pid, "container started");
+        // Its end, however soon it comes, is told after this.
+        let telling = container.telling.lock().await;
         self.watch(container.clone(), task);
         let started = ContainerEventType::ContainerStartedEvent;
         self.announce(&container.id, &container.sandbox_id, started)
             .await;
+        drop(telling);
         self.nri_started(container).await;
         Ok(())
     }

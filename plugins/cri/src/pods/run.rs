@@ -155,9 +155,10 @@ async fn make(
 async fn started(cri: &Arc<Cri>, pod: &Arc<Pod>) {
     let created = ContainerEventType::ContainerCreatedEvent;
     cri.announce(&pod.id, &pod.id, created).await;
-    monitor::watch(cri, pod);
+    // Before its end is watched for: that is told later, however soon it comes.
     let started = ContainerEventType::ContainerStartedEvent;
     cri.announce(&pod.id, &pod.id, started).await;
+    monitor::watch(cri, pod);
 }
 
 // === impl Draft ===

@@ -58,6 +58,11 @@ impl Host {
             kernel: version(&release),
         })
     }
+
+    /// The kernel has mount_setattr(2), by which mounts are made read-only with all below them.
+    pub fn mounts_trees_read_only(&self) -> bool {
+        self.kernel >= (5, 12)
+    }
 }
 
 /// What a pod is called: by its own name, or by the host's. It is a line of files and an entry of environments.
@@ -177,6 +182,17 @@ fn version(release: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trees_are_read_only_since_5_12() {
+        for (kernel, want) in [((5, 11), false), ((5, 12), true), ((6, 0), true)] {
+            let host = Host {
+                kernel,
+                ..Host::default()
+            };
+            assert_eq!(host.mounts_trees_read_only(), want, "{kernel:?}");
+        }
+    }
 
     #[test]
     fn lists_and_versions_are_read() {

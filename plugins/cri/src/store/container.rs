@@ -99,6 +99,8 @@ pub struct Container {
     pub io: RwLock<Option<Arc<Copier>>>,
     /// Held by whoever changes the status.
     pub changing: tokio::sync::Mutex<()>,
+    /// Held by whoever tells of its start, its end or its removal, in this order.
+    pub telling: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -123,6 +125,7 @@ impl Container {
             signalled: AtomicBool::default(),
             io: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
         }
     }
 

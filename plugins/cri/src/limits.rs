@@ -39,8 +39,9 @@
 //! | tokens handed out and not used | 1,000; more is ResourceExhausted | [`MAX_TOKENS`] | `cri: limits::unused_tokens`, a unit test |
 //! | life of a token | 1 min, one use | [`LIFE`] | `cri: streams::uses_a_token_once`, a unit test |
 //! | randomness of a token | 122 bits | | |
-//! | connections | 4,096; more wait in the backlog | [`MAX_CONNECTIONS`] | |
-//! | an HTTP request's head | about 64 KiB, 10 s; TLS handshake 10 s | | `cri: limits::the_head_of_a_request` |
+//! | connections | 4,096; more wait in the backlog | [`MAX_CONNECTIONS`] | a unit test |
+//! | an HTTP request's head | 64 KiB | [`MAX_HEAD`] | `cri: limits::the_head_of_a_request`, a unit test |
+//! | the time for a head, for a TLS handshake | 10 s each | | |
 //! | a connection without a byte in either direction | 4 h | `stream_idle_timeout` | a unit test |
 //! | a client's time to make its streams | 30 s | [`Config::creation`] | a unit test |
 //! | a SPDY control frame | 64 KiB | [`MAX_CONTROL`] | a unit test |
@@ -77,6 +78,7 @@
 //! [`MAX_TOKENS`]: crate::streaming::tokens::MAX_TOKENS
 //! [`LIFE`]: crate::streaming::tokens::LIFE
 //! [`MAX_CONNECTIONS`]: crate::streaming::server::MAX_CONNECTIONS
+//! [`MAX_HEAD`]: crate::streaming::server::MAX_HEAD
 //! [`Config::creation`]: crate::streaming::Config::creation
 //! [`MAX_CONTROL`]: crate::streaming::spdy::MAX_CONTROL
 //! [`MAX_BLOCK`]: crate::streaming::spdy::MAX_BLOCK

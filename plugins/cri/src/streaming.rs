@@ -14,6 +14,7 @@
 //! not take holds up its connection, so TCP holds up the client.
 
 pub mod forward;
+mod head;
 pub mod pipe;
 pub mod remote;
 pub mod runtime;

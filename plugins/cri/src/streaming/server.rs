@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::head::Counted;
 use super::remote::Job;
 use super::runtime::Runtime;
 use super::tls::Tls;
@@ -28,11 +29,11 @@ use super::tokens::{Request, Tokens};
 use super::upgrade::{Answer, Refusal, Wire, negotiate, refuse};
 use super::{forward, remote, websocket};
 
-/// Most connections at a time.
+/// Most connections at a time, unless [`Config::connections`] says otherwise.
 pub const MAX_CONNECTIONS: usize = 4096;
-
 /// Largest head of a request.
-const MAX_HEAD: usize = 64 * 1024;
+pub const MAX_HEAD: usize = 64 * 1024;
+
 /// Longest wait for a TLS handshake, and for a request's head.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause when the kernel has no descriptors or memory for a connection.
@@ -52,6 +53,8 @@ pub struct Config {
     pub idle: Duration,
     /// Longest time for a client to make its streams.
     pub creation: Duration,
+    /// Most connections at a time.
+    pub connections: usize,
 }
 
 /// The streaming server.
@@ -82,6 +85,7 @@ impl Default for Config {
             tls: Tls::Off,
             idle: Duration::from_secs(4 * 60 * 60),
             creation: Duration::from_secs(30),
+            connections: MAX_CONNECTIONS,
         }
     }
 }
@@ -196,7 +200,7 @@ impl Server {
 
     /// Serves until `stop` ends; then open connections are closed.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = Arc::new(Semaphore::new(self.shared.config.connections));
         tokio::pin!(stop);
         loop {
             let accept = async {
@@ -259,7 +263,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HANDSHAKE)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(io), service)
+        .serve_connection(TokioIo::new(Counted::new(io, MAX_HEAD)), service)
         .with_upgrades()
         .await;
     if let Err(error) = served {

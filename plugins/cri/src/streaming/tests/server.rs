@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use super::client::{request, websocket};
 use super::fixture::{exec, forward, serve};
+use crate::streaming::server::{MAX_CONNECTIONS, MAX_HEAD};
 use crate::streaming::{Config, Tls};
 
 #[tokio::test]
@@ -70,6 +71,77 @@ async fn requests_are_checked() {
             Kind::InvalidArgument
         );
     }
+}
+
+#[tokio::test]
+async fn a_head_is_as_long_as_it_may_be() {
+    let served = serve(Config::default()).await;
+    let url = served.urls.exec(exec(&["cat"], false)).unwrap();
+    let (host, path) = url
+        .strip_prefix("http://")
+        .unwrap()
+        .split_once('/')
+        .unwrap();
+    let bare = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nX: \r\n\r\n").len();
+    let head = |length: usize| format!("X: {}\r\n", "x".repeat(length - bare));
+    // No upgrade is asked for, and after that there is no token.
+    for (length, code) in [
+        (MAX_HEAD - 1, "400"),
+        (MAX_HEAD, "404"),
+        (MAX_HEAD + 1, "431"),
+    ] {
+        let (answer, _) = request(&url, "GET", &head(length)).await;
+        assert_eq!(answer.split(' ').nth(1), Some(code), "{length}: {answer}");
+    }
+    // Each request of a connection is measured for itself.
+    let text = |length| {
+        format!(
+            "GET /{path} HTTP/1.1\r\nHost: {host}\r\n{}\r\n",
+            head(length)
+        )
+    };
+    let (_, mut socket) = request(&url, "GET", &head(MAX_HEAD)).await;
+    for (length, code) in [(MAX_HEAD, "404"), (MAX_HEAD + 1, "431")] {
+        // The body of the answer before comes first.
+        socket.write_all(text(length).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains(&format!("HTTP/1.1 {code}")) {
+            answer.push(char::from(socket.read_u8().await.unwrap()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_that_are_too_many_wait() {
+    const MOST: usize = 3;
+    assert_eq!(Config::default().connections, MAX_CONNECTIONS);
+    let config = Config {
+        connections: MOST,
+        ..Config::default()
+    };
+    let served = serve(config).await;
+    let url = served.urls.exec(exec(&["cat"], false)).unwrap();
+    let path = url.rsplit_once("/exec/").unwrap().0.to_owned() + "/nothing";
+    let mut held = Vec::new();
+    for _ in 0..MOST {
+        held.push(request(&path, "GET", "").await.1);
+    }
+    let host = path.split('/').nth(2).unwrap();
+    let mut late = TcpStream::connect(host).await.unwrap();
+    let head = format!("GET /nothing HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    late.write_all(head.as_bytes()).await.unwrap();
+    // All others are answered meanwhile.
+    for socket in &mut held {
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 9];
+        socket.read_exact(&mut answer).await.unwrap();
+    }
+    let early = late.try_read(&mut [0; 1]).unwrap_err();
+    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+    held.pop();
+    let mut answer = [0; 12];
+    late.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 404");
 }
 
 #[derive(Debug)]

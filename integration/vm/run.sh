@@ -90,13 +90,16 @@ modules=$debian/lib/modules/$release
 
 # --- the disk with our programs
 corten=$work/corten
-mkdir -p "$corten/peers/debian/usr/bin" "$corten/peers/debian/usr/lib" "$corten/peers/bin"
+for dir in debian/usr/bin debian/usr/sbin debian/usr/lib bin; do
+    mkdir -p "$corten/peers/$dir"
+done
 # Without containerd's own suite, which is not run here.
 for program in target/peers/bin/*; do
     case $program in *.test | *-fp | *-fp-v1) ;; *) cp "$program" "$corten/peers/bin/" ;; esac
 done
 cp -r target/peers/debian/usr/lib/cni "$corten/peers/debian/usr/lib/"
 cp target/peers/debian/usr/bin/ctr target/peers/debian/usr/bin/docker-registry "$corten/peers/debian/usr/bin/"
+cp target/peers/debian/usr/sbin/runc "$corten/peers/debian/usr/sbin/"
 cp "$here"/lane*.sh "$corten/"
 strip --strip-debug "$corten"/tests/* "$corten"/bin/* 2>/dev/null || true
 
@@ -125,7 +128,7 @@ furnish() {
     done
     cp "$modules"/modules.* "$root/lib/modules/$release/"
     cp -rl "$corten" "$root/corten"
-    for program in "$corten"/tests/* "$corten"/bin/* "$corten"/peers/bin/* "$corten"/peers/debian/usr/bin/*; do
+    for program in "$corten"/tests/* "$corten"/bin/* "$corten"/peers/bin/* "$corten"/peers/debian/usr/*bin/*; do
         ldd "$program" 2>/dev/null | sed -n 's/.*[ \t]\(\/[^ ]*\) (0x.*/\1/p'
     done | sort -u | while read -r library; do
         [ -e "$root$library" ] || [ -L "$root$library" ] || { mkdir -p "$root$(dirname "$library")" && put "$library" "$root$library"; }

@@ -65,7 +65,8 @@ fn main() -> ExitCode {
         limits: an_update_changes_what_it_names;
         apparmor: profiles_confine, an_unknown_profile_is_refused;
         systemd: an_update_goes_through_systemd, pods_are_in_their_slice;
-        other: runc_is_driven, runc_cleans_up_after_a_dead_shim;
+        other: runc_is_driven, debians_runc_is_driven, runc_tells_how_containers_end, runc_gives_terminals,
+            runc_cleans_up_after_a_dead_shim;
         restore: a_checkpoint_that_is_none_fails_at_the_start, a_dead_shim_leaves_nothing_of_a_restore;
         pod: a_pod_tells_what_all_of_it_uses, a_client_s_sandbox_leaves_others_alone;
         streams: a_terminal_writes_to_a_logger, a_terminal_writes_to_a_logger_that_says_it_is_ready,

@@ -18,7 +18,7 @@ use crate::container::{Container, Io, context, within};
 use crate::host::{Host, is_reference, until};
 
 /// A logger that writes its descriptor 3 to the file of its second argument.
-fn logger(h: &Host, ready: &str) -> PathBuf {
+pub(crate) fn logger(h: &Host, ready: &str) -> PathBuf {
     let path = h.base.join("logger");
     let script = format!("#!/bin/sh\n{ready}\nexec 5>&-\nexec /bin/cat <&3 >\"$2\"\n");
     program(&path, &script);
@@ -32,7 +32,11 @@ async fn has(file: &Path, text: &str) {
 }
 
 /// Runs a container with a terminal whose output goes to `stdout`, and an exec like it.
-async fn on_a_terminal(h: &Arc<Host>, stdout: &(dyn Fn(&Path) -> String + Sync)) {
+pub(crate) async fn on_a_terminal(
+    h: &Arc<Host>,
+    options: Option<Any>,
+    stdout: &(dyn Fn(&Path) -> String + Sync),
+) {
     let (file, other) = (h.base.join("out"), h.base.join("exec-out"));
     let io = |file: &Path| Io {
         stdout: stdout(file),
@@ -40,11 +44,11 @@ async fn on_a_terminal(h: &Arc<Host>, stdout: &(dyn Fn(&Path) -> String + Sync))
         ..Io::default()
     };
     let script = "tty; echo first; exec sleep 1000000";
-    let c = h
-        .container("c", &["sh", "-c", script])
-        .terminal()
-        .make()
-        .await;
+    let mut recipe = h.container("c", &["sh", "-c", script]).terminal();
+    if let Some(options) = options {
+        recipe = recipe.options(options);
+    }
+    let c = recipe.make().await;
     c.create_with(&io(&file)).await.unwrap();
     c.start().await.unwrap();
     has(&file, "/dev/pts/0\r\nfirst\r\n").await;
@@ -61,7 +65,7 @@ async fn on_a_terminal(h: &Arc<Host>, stdout: &(dyn Fn(&Path) -> String + Sync))
 pub(crate) async fn a_terminal_writes_to_a_logger(h: Arc<Host>) {
     let path = logger(&h, "");
     let uri = |file: &Path| format!("binary://{}?file={}", path.display(), file.display());
-    on_a_terminal(&h, &uri).await;
+    on_a_terminal(&h, None, &uri).await;
 }
 
 pub(crate) async fn a_terminal_writes_to_a_logger_that_says_it_is_ready(h: Arc<Host>) {
@@ -71,7 +75,7 @@ pub(crate) async fn a_terminal_writes_to_a_logger_that_says_it_is_ready(h: Arc<H
     }
     let path = logger(&h, "printf r >&5");
     let uri = |file: &Path| format!("binary-v2://{}?file={}", path.display(), file.display());
-    on_a_terminal(&h, &uri).await;
+    on_a_terminal(&h, None, &uri).await;
 }
 
 pub(crate) async fn a_terminal_writes_to_a_file(h: Arc<Host>) {
@@ -79,7 +83,7 @@ pub(crate) async fn a_terminal_writes_to_a_file(h: Arc<Host>) {
         println!("Corten only: the stock shim refuses a terminal with file://");
         return;
     }
-    on_a_terminal(&h, &|file| format!("file://{}", file.display())).await;
+    on_a_terminal(&h, None, &|file| format!("file://{}", file.display())).await;
 }
 
 /// A stream that was opened on a shim's socket.

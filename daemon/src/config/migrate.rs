@@ -12,6 +12,8 @@ use super::{
 const CRI: &str = "io.containerd.grpc.v1.cri";
 const CRI_RUNTIME: &str = "io.containerd.cri.v1.runtime";
 const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
+const TASKS: &str = "io.containerd.runtime.v2.task";
+const SHIMS: &str = "io.containerd.shim.v1.manager";
 
 /// Short plugin names of version 1.
 const SHORT_NAMES: [(&str, &str); 16] = [
@@ -46,11 +48,14 @@ const RENAMED: [(&str, &str); 2] = [
 ];
 
 /// The CRI keys of version 2 that belong to the images plugin now.
-const CRI_IMAGE_KEYS: [&str; 4] = [
+const CRI_IMAGE_KEYS: [&str; 6] = [
     "registry",
     "image_decryption",
     "max_concurrent_downloads",
     "image_pull_progress_timeout",
+    "image_pull_with_sync_fs",
+    // Seconds. The runtime's key of that name is younger, and a duration.
+    "stats_collect_period",
 ];
 /// The CRI keys of version 2 that stay with the gRPC façade.
 const CRI_GRPC_KEYS: [&str; 6] = [
@@ -99,6 +104,7 @@ pub(super) fn migrate(
     }
     if version < 4 {
         move_listeners(&mut table);
+        move_sched_core(&mut table);
     }
     table.insert("version".into(), VERSION.into());
     table
@@ -202,6 +208,14 @@ fn move_containerd(value: toml::Value, runtime: &mut toml::Table, images: &mut t
             images.insert(key.into(), v);
         }
     }
+    let runtimes = t.get_mut("runtimes").and_then(toml::Value::as_table_mut);
+    let runtimes = runtimes.into_iter().flat_map(toml::Table::iter_mut);
+    for handler in runtimes.filter_map(|(_, handler)| handler.as_table_mut()) {
+        // Its name in containerd 1.7.
+        if let Some(mode) = handler.remove("sandbox_mode") {
+            handler.entry("sandboxer").or_insert(mode);
+        }
+    }
     if !t.is_empty() {
         runtime.insert("containerd".into(), t.into());
     }
@@ -212,9 +226,33 @@ fn move_bin_dir(value: toml::Value) -> toml::Value {
         return value;
     };
     if let Some(dir) = t.remove("bin_dir") {
-        t.insert("bin_dirs".into(), toml::Value::Array(vec![dir]));
+        let given = t.get("bin_dirs").and_then(toml::Value::as_array);
+        if given.is_none_or(Vec::is_empty) {
+            t.insert("bin_dirs".into(), toml::Value::Array(vec![dir]));
+        }
     }
     t.into()
+}
+
+/// Core scheduling became an entry of the shims' environment.
+fn move_sched_core(table: &mut toml::Table) {
+    let Some(p) = plugins(table) else { return };
+    let tasks = p.get_mut(TASKS).and_then(toml::Value::as_table_mut);
+    let asked = tasks.and_then(|tasks| tasks.remove("sched_core"));
+    if asked.and_then(|asked| asked.as_bool()) != Some(true) {
+        return;
+    }
+    let shims = p
+        .entry(SHIMS)
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    let env = shims.as_table_mut().map(|shims| {
+        shims
+            .entry("env")
+            .or_insert_with(|| toml::Value::Array(Vec::new()))
+    });
+    if let Some(env) = env.and_then(toml::Value::as_array_mut) {
+        env.push("SCHED_CORE=1".into());
+    }
 }
 
 fn move_listeners(table: &mut toml::Table) {

@@ -73,6 +73,52 @@ imports = []
 }
 
 #[test]
+fn the_default_configuration_of_containerd_1_starts_the_cri() {
+    // What `containerd config default` of 1.6 and 1.7 says, as far as later versions have other names for it.
+    let (c, _) = load_text(
+        r#"
+version = 2
+imports = []
+[plugins."io.containerd.grpc.v1.cri"]
+  stats_collect_period = 10
+  image_pull_with_sync_fs = true
+  drain_exec_sync_io_timeout = "0s"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_engine = ""
+    runtime_type = "io.containerd.runc.v2"
+    sandbox_mode = "podsandbox"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      CriuPath = ""
+      SystemdCgroup = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/old"
+    bin_dirs = ["/new"]
+[plugins."io.containerd.runtime.v2.task"]
+  platforms = ["linux/amd64"]
+  sched_core = true
+[plugins."io.containerd.shim.v1.manager"]
+  env = ["A=1"]
+"#,
+    );
+    let runtime: corten_cri::config::Runtime = c.table("io.containerd.cri.v1.runtime").unwrap();
+    let runc = &runtime.containerd.runtimes["runc"];
+    assert_eq!(runc.sandboxer, "podsandbox");
+    assert_eq!(runtime.cni.bin_dirs, [std::path::Path::new("/new")]);
+    let images: corten_cri::config::Images = c.table("io.containerd.cri.v1.images").unwrap();
+    assert_eq!(images.stats_collect_period, 10);
+    assert!(images.image_pull_with_sync_fs);
+    let tasks = &c.plugins["io.containerd.runtime.v2.task"];
+    assert!(!tasks.contains_key("sched_core") && tasks.contains_key("platforms"));
+    let env = c.plugins["io.containerd.shim.v1.manager"]["env"].as_array();
+    let env: Vec<_> = env
+        .unwrap()
+        .iter()
+        .filter_map(toml::Value::as_str)
+        .collect();
+    assert_eq!(env, ["A=1", "SCHED_CORE=1"]);
+}
+
+#[test]
 fn version_1_short_names_get_their_uris() {
     let (c, _) = load_text(
         "imports = []\ndisabled_plugins = [\"cri\"]\n[plugins.overlayfs]\nsync_remove = true\n",

@@ -26,7 +26,6 @@ use crate::flags::Flags;
 use crate::io::settle;
 use crate::log;
 use crate::service;
-use crate::socket;
 use crate::task::Shim;
 
 /// Pause after a failed accept (EMFILE, ENOMEM): nothing says when it would succeed.
@@ -71,7 +70,8 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
     }
     log::info!("starting, id {}, namespace {}", flags.id, flags.namespace);
     let runtime = runtime()?;
-    LocalSet::new().block_on(&runtime, run(shim, listener, path))
+    shim.listens_at(path);
+    LocalSet::new().block_on(&runtime, run(shim, listener))
 }
 
 /// Runs a future on an event loop of its own: for one-shot commands.
@@ -112,7 +112,7 @@ fn cache(socket: Option<&Path>) -> Option<PathBuf> {
     Some(socket?.parent()?.parent()?.join("corten"))
 }
 
-async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Result<()> {
+async fn run(shim: Rc<Shim>, listener: StdListener) -> Result<()> {
     let listener = UnixListener::from_std(listener).context("watch the socket")?;
     let open = Arc::new(Open::default());
     let (services, calls) = service::services();
@@ -133,12 +133,6 @@ async fn run(shim: Rc<Shim>, listener: StdListener, path: Option<PathBuf>) -> Re
         () = forgotten(&shim, &open) => log::warning!("nobody needs this shim"),
     }
     shim.leave();
-    // From here on a `start` for this group makes a new shim.
-    if let Some(path) = path
-        && let Err(e) = socket::remove(&path)
-    {
-        log::warning!("remove socket {}: {e}", path.display());
-    }
     shim.events.drain(LAST_EVENTS).await;
     for _ in 0..LAST_TURNS {
         tokio::task::yield_now().await;

@@ -180,7 +180,7 @@ impl Inner {
         if !shim.release() {
             return self.await_end(shim).await;
         }
-        if !self.has_company(shim) {
+        if !self.has_company(shim) && !shim.socket_is_gone().await {
             // It goes now. Shims find their sockets through the bundle, and leave them if that goes first.
             let _ = tokio::time::timeout(LAST_STEPS, shim.connection.ended()).await;
         }

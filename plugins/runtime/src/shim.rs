@@ -204,6 +204,16 @@ impl Shim {
         (address, u32::try_from(b.version).unwrap_or_default())
     }
 
+    /// Whether nobody can reach it any more: ours unlinks its socket before it answers the call that ends it.
+    pub(crate) async fn socket_is_gone(&self) -> bool {
+        let Some(path) = self.bootstrap.address.strip_prefix("unix://") else {
+            return false;
+        };
+        tokio::fs::symlink_metadata(path)
+            .await
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    }
+
     /// How long each step of its end may take.
     pub(crate) fn patience_to_end(&self) -> std::time::Duration {
         self.timeouts.cleanup

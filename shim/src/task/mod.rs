@@ -26,6 +26,7 @@ use crate::oom;
 use crate::options::Options;
 use crate::reaper::{Pidfd, Reaper};
 use crate::sandbox::Sandbox;
+use crate::{log, socket};
 use process::{Process, SIGKILL};
 use state::State;
 
@@ -46,6 +47,8 @@ pub(crate) struct Shim {
     pub(crate) done: Notify,
     /// It is: a container that came now would be left behind.
     leaving: Cell<bool>,
+    /// The path of its socket, until it leaves.
+    socket: RefCell<Option<PathBuf>>,
     /// Notified when a container is gone.
     pub(crate) removed: Notify,
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
@@ -125,6 +128,7 @@ impl Shim {
             cache,
             done: Notify::new(),
             leaving: Cell::default(),
+            socket: RefCell::default(),
             removed: Notify::new(),
             containers: RefCell::default(),
             creating: RefCell::default(),
@@ -229,9 +233,20 @@ impl Shim {
         (count <= MAX_CACHED).then_some(dir)
     }
 
-    /// Ends the shim. From now on no container is taken in.
+    /// Says where the shim can be reached.
+    pub(crate) fn listens_at(&self, socket: Option<PathBuf>) {
+        *self.socket.borrow_mut() = socket;
+    }
+
+    /// Ends the shim. From now on no container is taken in, and a `start` for this group makes a new shim; whoever asked
+    /// for the end is answered later, and need not wait for it.
     pub(crate) fn leave(&self) {
         self.leaving.set(true);
+        if let Some(path) = self.socket.take()
+            && let Err(e) = socket::remove(&path)
+        {
+            log::warning!("remove socket {}: {e}", path.display());
+        }
         self.done.notify_one();
     }
 

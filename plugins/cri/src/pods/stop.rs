@@ -1,6 +1,7 @@
 //! StopPodSandbox: containers, the sandbox itself, its network. Each step is fine when it was done before.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use corten_core::keylock::KeyGuard;
@@ -101,7 +102,7 @@ async fn stop_sandbox(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
 
 async fn tear_down(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
     let mut metadata = pod.metadata.read().clone();
-    if super::request::host_network(&metadata.config) {
+    if super::request::host_network(&metadata.config) || pod.detached.load(Ordering::Acquire) {
         return Ok(());
     }
     let began = Instant::now();
@@ -123,6 +124,7 @@ async fn tear_down(cri: &Arc<Cri>, pod: &Arc<Pod>) -> Result<()> {
             pod.id
         )
     })?;
+    pod.detached.store(true, Ordering::Release);
     cri.metrics.took(Timer::SandboxDeleteNetwork, "", began);
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! One pod: what was asked for, where its namespaces are, in which state it is.
 
+use std::sync::atomic::AtomicBool;
+
 use corten_protos::runtime::v1::{LinuxContainerResources, PodSandboxConfig, PodSandboxState};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -79,6 +81,8 @@ pub struct Pod {
     pub endpoint: RwLock<(String, u32)>,
     /// Becomes true when the pod ends; StopPodSandbox waits for it.
     pub stopped: watch::Sender<bool>,
+    /// Whether this daemon took its network down, whole: the kubelet stops pods several times, and plugins are slow.
+    pub detached: AtomicBool,
 }
 
 impl Pod {
@@ -92,6 +96,7 @@ impl Pod {
             runtime,
             endpoint: RwLock::default(),
             stopped: watch::Sender::new(false),
+            detached: AtomicBool::new(false),
         }
     }
 

@@ -40,6 +40,7 @@ const BUFFER: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Mux {
     ended: watch::Receiver<bool>,
+    answered: watch::Receiver<bool>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
 }
 
@@ -58,11 +59,12 @@ impl Mux {
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (ended, ended_rx) = watch::channel(false);
+        let (answered, answered_rx) = watch::channel(false);
         let (stop, stopped) = oneshot::channel::<()>();
         let (plugin, plugin_far) = duplex(BUFFER);
         let (runtime, runtime_far) = duplex(BUFFER);
         tasks.spawn("nri connection", async move {
-            let end = carry(trunk, plugin_far, runtime_far, stopped).await;
+            let end = carry(trunk, plugin_far, runtime_far, &answered, stopped).await;
             if let Err(e) = end {
                 debug!(error = %e, "the connection to a plugin broke");
             }
@@ -70,6 +72,7 @@ impl Mux {
         });
         let mux = Self {
             ended: ended_rx,
+            answered: answered_rx,
             stop: Mutex::new(Some(stop)),
         };
         (mux, Connections { plugin, runtime })
@@ -89,6 +92,11 @@ impl Mux {
     pub(crate) async fn ended(&self) {
         let _ = self.ended.clone().wait_for(|e| *e).await;
     }
+
+    /// Waits until an answer to a call of the plugin's has gone out, or all is closed.
+    pub(crate) async fn answered(&self) {
+        let _ = self.answered.clone().wait_for(|a| *a).await;
+    }
 }
 
 /// Carries bytes until any of the three ends.
@@ -96,6 +104,7 @@ async fn carry<S: AsyncRead + AsyncWrite>(
     trunk: S,
     plugin: DuplexStream,
     runtime: DuplexStream,
+    answered: &watch::Sender<bool>,
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     let (read, write) = split(trunk);
@@ -104,8 +113,8 @@ async fn carry<S: AsyncRead + AsyncWrite>(
     let (runtime_out, runtime_in) = split(runtime);
     tokio::select! {
         end = receive(BufReader::new(read), plugin_in, runtime_in) => end,
-        end = send(PLUGIN, plugin_out, &write) => end,
-        end = send(RUNTIME, runtime_out, &write) => end,
+        end = send(PLUGIN, plugin_out, &write, || ()) => end,
+        end = send(RUNTIME, runtime_out, &write, || { answered.send_replace(true); }) => end,
         _ = stopped => Ok(()),
     }
 }
@@ -144,6 +153,7 @@ async fn send<W: AsyncWrite + Unpin>(
     connection: u32,
     mut from: ReadHalf<DuplexStream>,
     trunk: &tokio::sync::Mutex<W>,
+    sent: impl Fn(),
 ) -> io::Result<()> {
     let mut message = Vec::new();
     loop {
@@ -163,6 +173,7 @@ async fn send<W: AsyncWrite + Unpin>(
         let mut trunk = trunk.lock().await;
         trunk.write_all(&out).await?;
         trunk.flush().await?;
+        sent();
         if message.capacity() > BUFFER {
             message = Vec::new();
         }

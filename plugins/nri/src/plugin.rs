@@ -238,7 +238,12 @@ impl Plugin {
             server.start().await.map_err(|e| failed(&e.to_string()))?;
             let identity = tokio::select! {
                 r = timeout(host.registration, registration) => match r {
-                    Ok(Ok(identity)) => identity?,
+                    Ok(Ok(Ok(identity))) => identity,
+                    Ok(Ok(Err(refusal))) => {
+                        // It shall read why, before the connection is closed.
+                        let _ = timeout(host.request, mux.answered()).await;
+                        return Err(refusal);
+                    }
                     Ok(Err(_)) => return Err(failed("failed to register plugin, connection closed")),
                     Err(_) => return Err(failed("plugin registration timed out")),
                 },

@@ -20,6 +20,8 @@ pub struct Options {
     pub discard_layers: bool,
     /// Snapshots get the labels by which remote snapshotters find the image in its registry.
     pub annotate: bool,
+    /// Layers are on disk before their snapshots are committed.
+    pub sync_fs: bool,
 }
 
 /// Cause of an error ([`crate::Error::is_caused_by`]): no host of the registry could be talked to. Another try may do.

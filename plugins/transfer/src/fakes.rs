@@ -345,11 +345,12 @@ impl Snapshots for Layers {
     }
 }
 
-/// A differ whose layers are their own diffs; it refuses other media types than `0`, and counts.
+/// A differ whose layers are their own diffs; it refuses other media types than `0`, and notes of each whether it was
+/// to be synced.
 pub(crate) struct Plain(
     pub(crate) &'static str,
     pub(crate) Memory,
-    pub(crate) Mutex<usize>,
+    pub(crate) Mutex<Vec<bool>>,
 );
 
 #[async_trait]
@@ -359,12 +360,12 @@ impl Differ for Plain {
         scope: &Scope,
         descriptor: &Descriptor,
         _: &[Mount],
-        _: ApplyOptions,
+        options: ApplyOptions,
     ) -> Result<Descriptor> {
         if descriptor.media_type != self.0 {
             return Err(Error::not_implemented(&descriptor.media_type));
         }
-        *self.2.lock() += 1;
+        self.2.lock().push(options.sync_fs);
         // What the store does not have cannot be applied.
         self.1
             .info(&scope.namespace, &Digest::parse(&descriptor.digest)?)

@@ -202,6 +202,14 @@ impl Local {
         self.targets.of(wanted)
     }
 
+    fn targets_for(&self, to: &Store, options: &Options) -> Vec<UnpackTarget> {
+        let mut targets = self.targets(&to.unpacks);
+        for target in &mut targets {
+            target.sync_fs = options.sync_fs;
+        }
+        targets
+    }
+
     fn stream(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Stream>> {
         self.streams.get(&scope.namespace, id)
     }
@@ -241,9 +249,7 @@ impl Local {
                 spans::within("transfer.push", push).await
             }
             (End::Store(from), End::Export(to)) => self.export(scope, &from, to, sink).await,
-            (End::Store(from), End::Store(to)) => {
-                self.tag(scope, &from, &to, options.annotate).await
-            }
+            (End::Store(from), End::Store(to)) => self.tag(scope, &from, &to, &options).await,
             (End::Import(from), End::Store(to)) => {
                 let source = ByteReader::new(self.stream(scope, &from.stream)?);
                 let plain = !from.media_type.is_empty();
@@ -333,7 +339,7 @@ impl Local {
         say(sink, format!("Pulling from {shown}")).await;
         say_of(sink, "fetching image content", &name, Some(&desc)).await;
         let tracker = sink.map(|s| Tracker::start(s.clone(), &name, "downloading"));
-        let targets = self.targets(&store.unpacks);
+        let targets = self.targets_for(&store, &options);
         let pull = Arc::new(Pull {
             fetcher: Fetcher {
                 content: self.content.clone(),
@@ -431,10 +437,10 @@ impl Local {
     }
 
     // Another name; and, beyond stock, unpacked where the new record wants it.
-    async fn tag(&self, scope: &Scope, from: &Store, to: &Store, annotate: bool) -> Result<()> {
+    async fn tag(&self, scope: &Scope, from: &Store, to: &Store, options: &Options) -> Result<()> {
         let (_, desc) = from.get(&scope.namespace, &*self.images).await?;
-        let reference = annotate.then_some(to.name.as_str());
-        for target in self.targets(&to.unpacks) {
+        let reference = options.annotate.then_some(to.name.as_str());
+        for target in self.targets_for(to, options) {
             let unpack = self.unpacker.unpack_image(scope, &desc, &target, reference);
             unpack.await?;
         }

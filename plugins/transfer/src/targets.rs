@@ -95,6 +95,7 @@ impl Targets {
                 differs,
                 config_type: rule.config_type,
                 layer_types: rule.layer_types,
+                sync_fs: false,
             });
         }
         Ok(Self(out))

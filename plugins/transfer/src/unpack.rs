@@ -54,6 +54,8 @@ pub struct UnpackTarget {
     pub config_type: String,
     /// Further media types that are layers of such an image.
     pub layer_types: Vec<String>,
+    /// Layers are on disk before their snapshots are committed.
+    pub sync_fs: bool,
 }
 
 impl std::fmt::Debug for UnpackTarget {
@@ -392,7 +394,10 @@ impl Job {
     async fn apply(&self, layer: &Desc, mounts: &[Mount]) -> Result<String> {
         let mut refused = Error::not_implemented(format!("no differ for {}", layer.media_type));
         for differ in &self.target.differs {
-            let options = ApplyOptions::default();
+            let options = ApplyOptions {
+                sync_fs: self.target.sync_fs,
+                ..ApplyOptions::default()
+            };
             match differ
                 .apply(&self.scope, &layer.proto(), mounts, options)
                 .await

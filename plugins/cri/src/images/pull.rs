@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use corten_core::protos::any;
+use corten_core::protos::containerd::services::images::v1::Image;
 use corten_core::protos::containerd::types::Platform as ProtoPlatform;
 use corten_core::protos::containerd::types::transfer::{
     ImageStore, OciRegistry, RegistryResolver, UnpackConfiguration,
@@ -109,6 +110,7 @@ impl Images {
         let began = Instant::now();
         let pull = self.metrics.pull();
         let reference = named.to_string();
+        let is_new = self.records.get(&self.ns, &reference).await.is_err();
         let bytes = self
             .fetch(&reference, auth, snapshotter)
             .await
@@ -121,11 +123,15 @@ impl Images {
             .with_context(|| {
                 format!("failed to get image {reference:?} from containerd image store")
             })?;
-        let record = self
-            .loader
-            .load(&image)
-            .await
-            .context("get image config descriptor")?;
+        let record = match self.loader.load(&image).await {
+            Ok(record) => record,
+            Err(e) => {
+                if is_new {
+                    self.forget_pulled(image).await;
+                }
+                return Err(e.context("get image config descriptor"));
+            }
+        };
         let digest = match &named.digest {
             Some(_) => reference.clone(),
             None => named.at(&record.target.digest),
@@ -149,6 +155,17 @@ impl Images {
         );
         pull.done(bytes);
         Ok(record.id)
+    }
+
+    // What is no image for the CRI has no id there, so that nobody could remove it.
+    async fn forget_pulled(&self, image: Image) {
+        let gone = self
+            .records
+            .delete(&self.scope(), &image.name, image.target)
+            .await;
+        if let Err(error) = gone {
+            tracing::warn!(%error, image.name = image.name, "remove what is no image");
+        }
     }
 
     // Runs the transfer; gives the bytes that came from the registry.
@@ -202,6 +219,7 @@ impl Images {
             downloads: Some((parallel, chunk)).filter(|wished| *wished != defaults),
             discard_layers: self.config.discard_unpacked_layers,
             annotate: !self.config.disable_snapshot_annotations,
+            sync_fs: self.config.image_pull_with_sync_fs,
         };
         let (source, store) = (any::pack(&source), any::pack(&store));
         let transfer = self

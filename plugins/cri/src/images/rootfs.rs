@@ -124,6 +124,7 @@ impl Images {
         };
         let options = Options {
             annotate: !self.config.disable_snapshot_annotations,
+            sync_fs: self.config.image_pull_with_sync_fs,
             ..Options::default()
         };
         self.transfer

@@ -3,7 +3,7 @@
 use super::file::{Writer, number, raw, text, write};
 use super::host::Hierarchy;
 use super::v2;
-use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources};
+use crate::spec::{BlockIo, Cpu, DeviceRule, Hugepage, Memory, Resources};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -54,10 +54,7 @@ pub(crate) fn apply(h: &Hierarchy, dir: &Path, r: &Resources, new: bool) -> Resu
         blkio(dir, io)?;
     }
     if h.has("hugetlb") {
-        for limit in &r.hugepage_limits {
-            let name = format!("hugetlb.{}.limit_in_bytes", limit.page_size);
-            write(dir, &name, limit.limit.to_string())?;
-        }
+        hugepages(dir, &r.hugepage_limits)?;
     }
     if let Some(n) = &r.network {
         if let Some(class) = n.class_id.filter(|_| h.has("net_cls")) {
@@ -181,6 +178,23 @@ pub(crate) fn inherit_cpuset(mount: &Path, dir: &Path) -> Result<()> {
             {
                 write(dir, name, value)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// A limit of reservations, where the kernel has one, makes mmap(2) fail; the other one kills with SIGBUS.
+fn hugepages(dir: &Path, limits: &[Hugepage]) -> Result<()> {
+    for h in limits {
+        let value = h.limit.to_string();
+        write(
+            dir,
+            &format!("hugetlb.{}.limit_in_bytes", h.page_size),
+            &value,
+        )?;
+        let reserved = format!("hugetlb.{}.rsvd.limit_in_bytes", h.page_size);
+        if dir.join(&reserved).exists() {
+            write(dir, &reserved, &value)?;
         }
     }
     Ok(())
@@ -431,5 +445,29 @@ pub(crate) fn line(rule: &DeviceRule) -> Result<String> {
         "" | "a" if major == "*" && minor == "*" => Ok("a".into()),
         "c" | "b" => Ok(format!("{} {major}:{minor} {access}", rule.kind)),
         other => Err(wrong(&format!("type {other:?} with numbers"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_limited_before_they_are_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(format!("hugetlb.{name}.limit_in_bytes"));
+        // Older kernels do not count reservations.
+        for name in ["2MB", "2MB.rsvd", "1GB"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let limits = ["2MB", "1GB"].map(|size| Hugepage {
+            page_size: size.into(),
+            limit: 4096,
+        });
+        hugepages(dir.path(), &limits).unwrap();
+        for name in ["2MB", "2MB.rsvd", "1GB"] {
+            assert_eq!(std::fs::read_to_string(at(name)).unwrap(), "4096", "{name}");
+        }
+        assert!(!at("1GB.rsvd").exists());
     }
 }

@@ -167,7 +167,10 @@ impl CriLog {
         if let Some(stream) = self.streams.get(stream)
             && !stream.ended.get()
         {
-            stream.readers.borrow_mut().push(sink);
+            let mut readers = stream.readers.borrow_mut();
+            // A process that prints nothing would keep the descriptors of all who were ever attached.
+            readers.retain(|r| !r.is_left());
+            readers.push(sink);
         }
     }
 

@@ -130,6 +130,12 @@ impl Sink {
         Ok(Self::File(Rc::new(file)))
     }
 
+    /// Nobody reads from it any more.
+    pub(super) fn is_left(&self) -> bool {
+        // Asked for nothing, the kernel tells of that alone.
+        matches!(self, Self::Stream(end) if end.has(PollFlags::empty()))
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Stream(end) => Some(end.fd()),

@@ -309,6 +309,33 @@ fn readers_attach_to_a_log_and_leave() {
 }
 
 #[test]
+fn readers_that_left_a_silent_log_are_forgotten() {
+    let dir = Dir::new("silent");
+    let open = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = all.filter_map(|e| std::fs::read_link(e.path()).ok());
+        links.filter(|l| l.starts_with(&dir.0)).count()
+    };
+    run(async {
+        let shim = shim();
+        let stdio = Stdio {
+            stdout: "cri-log://".into(),
+            ..Stdio::default()
+        };
+        let (io, _stdin, _stdout, _stderr) = open_all(&shim, &stdio).await;
+        for name in ["first", "second", "third"] {
+            let place = dir.fifo(name);
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            let reader = rustix::fs::open(&place, flags, Mode::empty()).unwrap();
+            let sink = open_reader(&shim, &place).unwrap();
+            io.cri_log().unwrap().attach(0, sink);
+            assert_eq!(open(), 2, "the reader's and ours");
+            drop(reader);
+        }
+    });
+}
+
+#[test]
 fn close_io_before_there_is_a_client_still_ends_stdin() {
     let dir = Dir::new("early");
     let path = dir.fifo("in");

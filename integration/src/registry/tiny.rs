@@ -40,6 +40,10 @@ pub enum Trick {
     NoLayers,
     /// Sends no Content-Length but chunks.
     Chunked,
+    /// As `Basic`, and sends clients to another server for blobs.
+    BasicElsewhere(SocketAddr),
+    /// Wants a name and a password, and nothing will do.
+    Greedy,
 }
 
 /// A listening server; stops when dropped.
@@ -57,6 +61,7 @@ struct Shared {
     stopped: AtomicBool,
     refused: AtomicU32,
     requests: Mutex<Vec<String>>,
+    credentials: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -85,6 +90,7 @@ impl Tiny {
             stopped: AtomicBool::new(false),
             refused: AtomicU32::new(0),
             requests: Mutex::default(),
+            credentials: Mutex::default(),
         });
         let server = Arc::clone(&shared);
         thread::spawn(move || {
@@ -117,6 +123,18 @@ impl Tiny {
     pub fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
     }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What clients have told of themselves.
+    #[must_use]
+    pub fn credentials(&self) -> Vec<String> {
+        self.shared.credentials.lock().unwrap().clone()
+    }
 }
 
 impl Drop for Tiny {
@@ -144,6 +162,10 @@ impl Shared {
             Some(from) if from > 0 => format!("{} {path} from {from}", request.method),
             _ => format!("{} {path}", request.method),
         });
+        if !request.authorization.is_empty() {
+            let credentials = request.authorization.clone();
+            self.credentials.lock().unwrap().push(credentials);
+        }
         if let Some(answer) = self.refuse(&request, &path, address) {
             return stream.write_all(answer.as_bytes());
         }
@@ -154,6 +176,10 @@ impl Shared {
         let is_blob = path.contains("/blobs/");
         if is_blob && self.trick == Trick::Redirect && !request.target.contains("moved") {
             let place = format!("Location: http://{address}{path}?moved\r\n");
+            return stream.write_all(plain(307, "Temporary Redirect", &place, "").as_bytes());
+        }
+        if let (true, Trick::BasicElsewhere(other)) = (is_blob, self.trick) {
+            let place = format!("Location: http://{other}{path}\r\n");
             return stream.write_all(plain(307, "Temporary Redirect", &place, "").as_bytes());
         }
         let digest = if last.starts_with("sha256:") {
@@ -252,7 +278,8 @@ impl Shared {
                     self.image.repository().0
                 ))
             }
-            Trick::Basic if request.authorization != CREDENTIALS => {
+            Trick::Greedy => unauthorized("Basic realm=\"greedy\""),
+            Trick::Basic | Trick::BasicElsewhere(_) if request.authorization != CREDENTIALS => {
                 unauthorized("Basic realm=\"tiny\"")
             }
             Trick::Broken => Some(plain(500, "Internal Server Error", "", "{}")),

@@ -1,9 +1,11 @@
 //! Messages and streams that try to bring the daemon down, each named by what it tries. Numbers in brackets are those of
 //! the invariants that the project keeps a list of.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
 
+use corten_integration::leaks;
 use corten_integration::process::{DEADLINE, eventually};
 use corten_protos::runtime::v1;
 use corten_protos::runtime::v1::image_service_client::ImageServiceClient;
@@ -20,9 +22,13 @@ pub(crate) fn tests() -> Vec<Test> {
         numbers_out_of_range,
         ids_that_are_paths,
         commands_that_leave_a_child,
+        tokens_to_be_guessed,
     ];
     let own = |test: Vec<Test>, extra| test.into_iter().map(move |t| t.own_daemon(extra));
-    all.extend(own(tests![clients_that_hang_up], ""));
+    all.extend(own(
+        tests![clients_that_hang_up, streams_that_nobody_ends],
+        "",
+    ));
     all.extend(own(tests![the_services_over_the_network], TCP));
     all
 }
@@ -239,6 +245,124 @@ fn clients_that_hang_up(cri: &Cri) {
     // One of each kind would be twenty.
     let after = eventually(DEADLINE, || (count() < before + 15).then_some(()));
     assert!(after.is_some(), "{before} descriptors became {}", count());
+}
+
+/// [S28] What holds the streams open holds nothing of the daemon's or of the shim's: terminals of programs that do not
+/// start, clients that attach and go, children that outlive their command and its client.
+fn streams_that_nobody_ends(cri: &Cri) {
+    let (pod, id) = cri.sleeper();
+    let shims = leaks::processes_naming(&pod.id).into_iter();
+    let shim = shims
+        .filter(|(_, line)| line.contains("shim"))
+        .map(|(pid, _)| pid)
+        .next();
+    let pids = [cri.machine.daemon.pid(), shim.expect("the pod has a shim")];
+    let count = || pids.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count());
+    let url = |argv: &[&str], tty: bool| {
+        let request = v1::ExecRequest {
+            container_id: id.clone(),
+            cmd: argv.iter().map(|&a| a.to_owned()).collect(),
+            tty,
+            stdin: true,
+            stdout: true,
+            ..Default::default()
+        };
+        rpc!(cri, exec(request)).unwrap().url
+    };
+    let round = || {
+        let failed = cri
+            .streams("run -transport spdy -stdin -tty -sizes 80x24")
+            .arg(url(&["/no/such"], true))
+            .stdin("")
+            .run();
+        assert_ne!(failed.code(), 0);
+        let request = v1::AttachRequest {
+            container_id: id.clone(),
+            stdout: true,
+            ..Default::default()
+        };
+        let place = rpc!(cri, attach(request)).unwrap().url;
+        let mut attached = cri
+            .streams("run -transport spdy -stderr=false")
+            .arg(place)
+            .start();
+        let mut left = cri
+            .streams("run -transport spdy -stdin -stderr=false")
+            .arg(url(
+                &["sh", "-c", "sleep 1000 & echo $! >>/children; echo left"],
+                false,
+            ))
+            .stdin("")
+            .start();
+        left.wait_output("left");
+        left.kill();
+        attached.kill();
+    };
+    let churn = || {
+        for _ in 0..12 {
+            round();
+        }
+        cri.shell(&id, "kill -9 $(cat /children); rm /children");
+    };
+    churn();
+    // What both keep for good they have by now, and what is on its way out goes: the least is what counts.
+    let mut before = count();
+    churn();
+    let settled = eventually(DEADLINE, || {
+        let now = count();
+        for (least, now) in before.iter_mut().zip(now) {
+            *least = now.min(*least);
+        }
+        // One of each kind would be twelve.
+        (0..2).all(|n| now[n] < before[n] + 8).then_some(())
+    });
+    if settled.is_none() {
+        let open = fs::read_dir(format!("/proc/{}/fd", pids[1])).unwrap();
+        let open: Vec<_> = open.flatten().map(|e| fs::read_link(e.path())).collect();
+        let text = format!(
+            "daemon and shim: {before:?} descriptors became {:?}: {open:?}",
+            count()
+        );
+        assert!(cri.is_reference(), "{text}");
+        println!("stock containerd keeps some: {text}");
+    }
+}
+
+/// [S28, S30] Who cannot read the answer cannot join: tokens are of chance, and the server is of this machine only.
+fn tokens_to_be_guessed(cri: &Cri) {
+    let (_, id) = cri.sleeper();
+    let request = v1::AttachRequest {
+        container_id: id.clone(),
+        stdout: true,
+        ..Default::default()
+    };
+    let urls: Vec<_> = (0..50)
+        .map(|_| rpc!(cri, attach(request.clone())).unwrap().url)
+        .collect();
+    let tokens: BTreeSet<_> = urls
+        .iter()
+        .map(|url| {
+            assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+            url.rsplit_once('/').expect("a URL has a path").1
+        })
+        .collect();
+    assert_eq!(tokens.len(), urls.len());
+    // Stock containerd's have 48 bits.
+    let short = |t: &&str| t.len() < 32 || !t.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(
+        cri.is_reference() || !tokens.iter().any(short),
+        "{tokens:?}"
+    );
+    // No two have more in common than chance gives them.
+    let tokens: Vec<_> = tokens.into_iter().collect();
+    for pair in tokens.windows(2) {
+        let same = pair[0]
+            .bytes()
+            .zip(pair[1].bytes())
+            .take_while(|(a, b)| a == b)
+            .count();
+        assert!(same * 2 < pair[0].len(), "{pair:?}");
+    }
 }
 
 /// [S30] Who can reach a port of the machine does not get at the kubelet's socket.

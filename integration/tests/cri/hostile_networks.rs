@@ -2,13 +2,17 @@
 //! those of the invariants that the project keeps a list of.
 
 use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::Path;
 use std::sync::Arc;
 
-use corten_integration::process::program;
+use corten_integration::process::{DEADLINE, eventually, program};
+use corten_protos::runtime::v1;
 use serde_json::json;
 
 use crate::cri::{Cri, fails};
-use crate::machine::Machine;
+use crate::machine::{BRIDGE, Machine};
 use crate::runner::Test;
 use crate::tests;
 
@@ -17,6 +21,8 @@ pub(crate) fn tests() -> Vec<Test> {
         network_arguments_in_the_name_of_a_pod,
         network_plugins_by_path,
         network_plugins_that_never_end_talking,
+        routers_that_advertise_themselves,
+        ports_of_others,
     ]
 }
 
@@ -96,4 +102,66 @@ fn network_plugins_that_never_end_talking(cri: &Cri) {
     fails(inner.try_run(&config), "more than");
     let left = inner.finish();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// [S40] A pod that says it is a router is none to the host.
+fn routers_that_advertise_themselves(cri: &Cri) {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        println!("this kernel has no IPv6");
+        return;
+    }
+    let _pod = cri.run(&cri.cni_config("pod"));
+    let mut seen = 0;
+    for entry in fs::read_dir("/proc/sys/net/ipv6/conf").unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Those of other tests come and go.
+        let accepted = fs::read_to_string(entry.path().join("accept_ra"));
+        if let (true, Ok(accepted)) = (name.starts_with("veth"), accepted) {
+            assert_eq!(accepted.trim(), "0", "{name}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 0, "the pod has no interface on the host");
+}
+
+/// [S40] A port of the host that is mapped is the host's, and one of an address is that address'.
+fn ports_of_others(cri: &Cri) {
+    const ANY: u16 = 18090;
+    const ONE: u16 = 18091;
+    let mut config = cri.cni_config("mapped");
+    let mapping = |host_port: u16, host_ip: &str| v1::PortMapping {
+        protocol: v1::Protocol::Tcp.into(),
+        container_port: 80,
+        host_port: host_port.into(),
+        host_ip: host_ip.into(),
+    };
+    config.port_mappings = vec![mapping(ANY, ""), mapping(ONE, BRIDGE)];
+    let pod = cri.run(&config);
+    let server = ["nc", "-ll", "-p", "80", "-e", "echo", "mapped"];
+    cri.started(&pod, &cri.container_config("server", &server));
+    let answer = |address: &str, port: u16| {
+        let mut stream = TcpStream::connect((address, port)).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        (!text.is_empty()).then_some(text)
+    };
+    for port in [ANY, ONE] {
+        let mapped = eventually(DEADLINE, || answer(BRIDGE, port));
+        assert_eq!(mapped.as_deref(), Some("mapped\n"), "{port}");
+    }
+    assert_eq!(answer("127.0.0.1", ONE), None);
+    // What goes to somebody else arrives there, where nobody listens.
+    let other = cri.run(&cri.cni_config("other"));
+    let client = cri.started(&other, &cri.container_config("client", &["sleep", "1000"]));
+    let ip = cri
+        .pod_status(&pod.id)
+        .unwrap()
+        .status
+        .unwrap()
+        .network
+        .unwrap()
+        .ip;
+    let script = format!("nc -w 5 {ip} 80; nc -w 5 {ip} {ANY} </dev/null || echo refused");
+    assert_eq!(cri.shell(&client, &script), "mapped\nrefused\n");
 }

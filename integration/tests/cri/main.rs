@@ -21,9 +21,11 @@ mod metrics;
 mod networks;
 mod pods;
 mod runner;
+mod secrecy;
 mod streams;
 
 mod hostile_images;
+mod hostile_layers;
 mod hostile_messages;
 mod hostile_networks;
 mod hostile_requests;
@@ -42,7 +44,9 @@ fn main() -> ExitCode {
         ("metrics", metrics::tests()),
         ("streams", streams::tests()),
         ("limits", limits::tests()),
+        ("secrecy", secrecy::tests()),
         ("hostile_images", hostile_images::tests()),
+        ("hostile_layers", hostile_layers::tests()),
         ("hostile_requests", hostile_requests::tests()),
         ("hostile_networks", hostile_networks::tests()),
         ("hostile_messages", hostile_messages::tests()),

@@ -12,6 +12,7 @@ mod containers;
 mod content;
 mod corners;
 mod daemon;
+mod drop_in;
 mod errors;
 mod events;
 mod grpc;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("daemon", daemon::tests()),
         ("plugins", plugins::tests()),
         ("config", config::tests()),
+        ("drop_in", drop_in::tests()),
         ("verify", verify::tests()),
         ("traces", traces::tests()),
         ("restart", restart::tests()),

@@ -151,7 +151,7 @@ minimal() {
     "$busybox" --list-full | while read -r applet; do
         [ -e "$root/$applet" ] || [ -L "$root/$applet" ] || ln -s /bin/busybox "$root/$applet"
     done
-    for name in unshare setsid mkfs.erofs ip openssl setpriv install id criu tar gzip iptables-restore ip6tables-restore; do
+    for name in unshare setsid mkfs.erofs ip openssl setpriv install id env ls criu tar gzip iptables-restore ip6tables-restore; do
         program=$(command -v $name) || continue
         rm -f "$root$program"
         take "$program"

@@ -409,7 +409,7 @@ fn logs_to_a_program(c: &Case) {
     let script = c.file("logger");
     let file = c.file("log");
     let text = format!(
-        "#!/bin/bash\nexec 5>&-\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\" > {0}\n\
+        "#!/bin/sh\nexec 5>&-\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\" > {0}\n\
          cat <&3 >> {0} &\ncat <&4 >> {0} &\nwait\n",
         file.display()
     );

@@ -92,7 +92,7 @@ pub struct Handler {
     pub snapshotter: String,
     /// [`PODSANDBOX`] where empty.
     pub sandboxer: String,
-    /// `fifo` or `streaming`; empty is `fifo`.
+    /// `fifo` or `streaming`; empty is `fifo`. Without effect: the streams of tasks are FIFOs, or logs of our shim.
     pub io_type: String,
     pub disable_pause_image_pull: bool,
 }
@@ -109,6 +109,7 @@ pub struct CniConfig {
     pub conf_template: String,
     /// `ipv4`, `ipv6` or `cni`; empty is `ipv4`.
     pub ip_pref: String,
+    /// Without effect: `lo` is always brought up here, no plugin is asked.
     pub use_internal_loopback: bool,
 }
 
@@ -134,6 +135,7 @@ pub struct Images {
     pub image_pull_with_sync_fs: bool,
     /// Seconds.
     pub stats_collect_period: u64,
+    /// Without effect: there is one way to pull.
     pub use_local_image_pull: bool,
 }
 
@@ -141,6 +143,7 @@ pub struct Images {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RuntimePlatform {
+    /// Without effect: images are the host's.
     pub platform: String,
     pub snapshotter: String,
 }
@@ -203,6 +206,7 @@ pub struct RegistryTls {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ImageDecryption {
+    /// Without effect: nothing here decrypts.
     pub key_model: String,
 }
 

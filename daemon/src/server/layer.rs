@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use corten_core::Scope;
@@ -15,8 +15,10 @@ use corten_core::scope::{CALLER, NAMESPACE_HEADER};
 use corten_core::spans::{self, Span, Tracer};
 use futures::FutureExt as _;
 use futures::future::Either;
+use hyper::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -166,6 +168,8 @@ where
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default()
             .to_owned();
+        // Before the library's own, which comes next and would say that the client had cancelled the call.
+        let patience = patience(request.headers()).map(tokio::time::sleep);
         let guard = self.in_flight.enter(&path);
         let ticket = self.calls.start(&path);
         let scope = Scope::of_headers(request.headers());
@@ -187,8 +191,8 @@ where
                 Some(scope) => Either::Left(CALLER.scope(scope, answer)),
                 None => Either::Right(answer),
             };
-            let outcome = AssertUnwindSafe(answer).catch_unwind().await;
-            let Ok(response) = outcome else {
+            let outcome = within(patience, AssertUnwindSafe(answer).catch_unwind()).await;
+            let Ok(response) = outcome.unwrap_or_else(|| Ok(Ok(too_late()))) else {
                 // A bug of ours must not take the daemon and its other clients with it (CVE-2026-95839).
                 error!(method = %path, %namespace, "a call panicked");
                 if let Some(ticket) = ticket {
@@ -222,6 +226,42 @@ where
             Ok(response)
         })
     }
+}
+
+/// How long the client waits for its answer to begin, if it says so: at most eight digits and a unit.
+fn patience(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
+/// The answer, unless `patience` ends before it.
+async fn within<T>(patience: Option<Sleep>, answer: impl Future<Output = T>) -> Option<T> {
+    let Some(patience) = patience else {
+        return Some(answer.await);
+    };
+    tokio::select! {
+        biased;
+        answer = answer => Some(answer),
+        () = patience => None,
+    }
+}
+
+/// Go's words.
+fn too_late() -> http::Response<Body> {
+    Status::deadline_exceeded("context deadline exceeded").into_http()
 }
 
 /// The body of an answer, watched to its end.
@@ -330,5 +370,39 @@ mod tests {
         let read = http_body_util::BodyExt::collect(response.into_body()).await;
         assert!(read.unwrap().to_bytes().is_empty());
         f.idle().await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_takes_longer_than_its_client_waits_is_late_and_not_cancelled() {
+        let layer = CallLayer::new(InFlight::default(), Calls::default());
+        let mut service = layer.layer(tower::service_fn(|_: http::Request<Body>| {
+            std::future::pending::<Result<http::Response<Body>, std::convert::Infallible>>()
+        }));
+        let request = http::Request::builder()
+            .uri("http://x/runtime.v1.ImageService/PullImage")
+            .header("grpc-timeout", "1m")
+            .body(Body::empty())
+            .unwrap();
+        let response = service.call(request).await.unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn a_client_says_how_long_it_waits() {
+        let check = |text: &str, want: Option<Duration>| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(patience(&headers), want, "{text:?}");
+        };
+        check("99999999H", Some(Duration::from_secs(99_999_999 * 3600)));
+        check("2M", Some(Duration::from_secs(120)));
+        check("3S", Some(Duration::from_secs(3)));
+        check("1m", Some(Duration::from_millis(1)));
+        check("20u", Some(Duration::from_micros(20)));
+        check("7n", Some(Duration::from_nanos(7)));
+        for none in ["", "S", "1", "100000000S", "-1S", "1x"] {
+            check(none, None);
+        }
     }
 }

@@ -45,7 +45,6 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_runtime::sandbox::registration(),
         corten_monitor::cgroups::registration(),
         corten_monitor::restart::registration(),
-        corten_nri::registration(),
         corten_services::events::registration(),
         corten_services::health::registration(),
         corten_services::leases::registration(),
@@ -67,6 +66,7 @@ pub(crate) fn all(shared: &Shared) -> Vec<Registration> {
         corten_services::tasks::registrations(),
     ];
     all.extend(services.into_iter().flatten());
+    all.extend(corten_nri::registrations());
     all.extend(corten_cri::registrations());
     all.extend(server::registrations(&shared.calls, shared.counted));
     all

@@ -38,6 +38,10 @@ const EXTRA: &[(&str, &str)] = &[
         "metrics.v1.cri",
         "stock containerd counts in a registry of the whole process",
     ),
+    (
+        "metrics.v1.nri",
+        "stock containerd counts in a registry of the whole process",
+    ),
 ];
 
 /// Plugin, kinds that only Corten's needs, kinds that only stock's needs, why.

@@ -13,6 +13,7 @@
 //! - [`relay`]: one event at a time to all plugins in the order of their indices; [`gate`] keeps newcomers out meanwhile
 //! - [`merge`] and [`owners`]: the plugins' wishes become one, or a conflict
 //! - [`validator`]: the built-in judge of that one
+//! - [`metrics`]: what all of this is to Prometheus
 //!
 //! # Failures
 //! A plugin that does not answer in time, breaks the protocol or goes away is dropped: it hears nothing more, and the event goes
@@ -26,7 +27,9 @@
 mod arrival;
 mod config;
 mod gate;
+mod identity;
 mod merge;
+mod metrics;
 mod mux;
 mod owners;
 mod plugin;
@@ -50,8 +53,13 @@ pub use relay::Relay;
 /// The version of NRI whose messages we speak, as plugins are told.
 pub const VERSION: &str = "v0.12.3";
 
-/// The plugin.
-pub fn registration() -> Registration {
+/// The plugin, and its figures.
+pub fn registrations() -> [Registration; 2] {
+    let metrics = Arc::new(metrics::Metrics::default());
+    [nri(metrics.clone()), metrics::registration(metrics)]
+}
+
+fn nri(metrics: Arc<metrics::Metrics>) -> Registration {
     Registration::new::<kinds::Nri>("nri")
         .config::<Config>()
         .init(|cx, config| {
@@ -61,7 +69,7 @@ pub fn registration() -> Registration {
                 }
                 // Plugins know containerd's versions with a v.
                 let version = format!("v{}", cx.properties().version);
-                Ok(Relay::new(config, version) as Arc<dyn Nri>)
+                Ok(Relay::counting(config, version, metrics) as Arc<dyn Nri>)
             })
         })
 }

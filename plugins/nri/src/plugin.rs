@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use corten_core::tasks_set::TaskSet;
@@ -28,6 +28,8 @@ use tracing::{debug, error, info, warn};
 use ttrpc::Code;
 use ttrpc::r#async::transport::{Listener, Socket};
 
+pub(crate) use crate::identity::Identity;
+use crate::metrics::Metrics;
 use crate::mux::Mux;
 
 /// All events there are.
@@ -38,6 +40,16 @@ const SYNC_MAX: usize = (4 << 20) - (16 << 10);
 const MARGIN: Duration = Duration::from_millis(200);
 /// How long a plugin may take to shut down.
 const SHUTDOWN: Duration = Duration::from_millis(500);
+
+const NO_ANSWER: &str = "no answer in time";
+/// What a newcomer is asked first, in figures.
+const SYNCHRONIZE: &str = "Synchronize";
+
+/// An event in figures: `RunPodSandbox`.
+fn operation(event: Event) -> String {
+    let capital = |word: &str| word[..1].to_owned() + &word[1..].to_lowercase();
+    event.as_str_name().split('_').map(capital).collect()
+}
 
 /// Where plugins' own requests go.
 #[async_trait]
@@ -55,13 +67,7 @@ pub(crate) struct Host {
     pub(crate) version: String,
     pub(crate) registration: Duration,
     pub(crate) request: Duration,
-}
-
-/// A plugin's index and name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) index: String,
-    pub(crate) name: String,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// A plugin on its way in.
@@ -78,6 +84,7 @@ pub(crate) struct Plugin {
     client: PluginClient,
     mux: Mux,
     patience: Duration,
+    metrics: Arc<Metrics>,
     child: tokio::sync::Mutex<Option<Child>>,
     /// Knows no calls of their own for most events, only StateChange.
     old: AtomicBool,
@@ -96,48 +103,6 @@ enum CallError {
     Refused(Code, String),
 }
 
-// === impl Identity ===
-
-impl Identity {
-    /// Checks a plugin's word on itself.
-    pub(crate) fn new(index: &str, name: &str) -> Result<Self> {
-        let bad = |what: String| Err(Error::new(Kind::InvalidArgument, what));
-        if name.is_empty() {
-            return bad("invalid plugin name: name is empty".into());
-        }
-        let odd = |c: char| !(c.is_ascii_alphanumeric() || "-_.+".contains(c));
-        if let Some(c) = name.chars().find(|c| odd(*c)) {
-            return bad(format!(
-                "invalid plugin name {name:?}: contains invalid character {c:?}"
-            ));
-        }
-        if index.len() != 2 || !index.bytes().all(|b| b.is_ascii_digit()) {
-            return bad(format!("invalid plugin index {index:?}, must be 2 digits"));
-        }
-        Ok(Self {
-            index: index.to_owned(),
-            name: name.to_owned(),
-        })
-    }
-
-    /// Reads `IDX-NAME`.
-    pub(crate) fn parse(file: &str) -> Result<Self> {
-        match file.split_once('-') {
-            Some((index, name)) => Self::new(index, name),
-            None => Err(Error::new(
-                Kind::InvalidArgument,
-                format!("invalid plugin name {file:?}, idx-pluginname expected"),
-            )),
-        }
-    }
-}
-
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.index, self.name)
-    }
-}
-
 // === impl CallError ===
 
 impl CallError {
@@ -145,10 +110,20 @@ impl CallError {
         match e {
             ttrpc::Error::RpcStatus(s) => match s.code.enum_value_or_default() {
                 // Its own clock was faster than ours.
-                Code::DEADLINE_EXCEEDED => Self::Fatal("no answer in time".into()),
+                Code::DEADLINE_EXCEEDED => Self::Fatal(NO_ANSWER.into()),
                 code => Self::Refused(code, s.message),
             },
             other => Self::Fatal(other.to_string()),
+        }
+    }
+
+    /// What it is in figures.
+    fn word(&self) -> String {
+        match self {
+            Self::Fatal(text) if text == NO_ANSWER => "deadline_exceeded".into(),
+            Self::Fatal(_) => "other".into(),
+            Self::Refused(Code::CANCELLED, _) => "canceled".into(),
+            Self::Refused(code, _) => format!("{code:?}").to_lowercase(),
         }
     }
 
@@ -260,6 +235,7 @@ impl Plugin {
                 client,
                 mux,
                 patience: host.request,
+                metrics: host.metrics.clone(),
                 child: tokio::sync::Mutex::new(child),
                 old: AtomicBool::new(false),
                 warned: AtomicU32::new(0),
@@ -315,9 +291,10 @@ impl Plugin {
     ) -> Result<Vec<api::ContainerUpdate>> {
         for request in parts(pods, containers) {
             let answer = self
-                .call(|cx| self.client.synchronize(cx, &request))
+                .call(SYNCHRONIZE, |cx| self.client.synchronize(cx, &request))
                 .await?;
             if !request.more {
+                self.wishes(SYNCHRONIZE, answer.update.len(), 0);
                 return Ok(answer.update);
             }
             if !answer.more || !answer.update.is_empty() {
@@ -355,7 +332,11 @@ impl Plugin {
             pod: Some(pod.clone()),
             container: container.cloned(),
         };
-        let outcome = self.call(|cx| self.client.state_change(cx, &request)).await;
+        let outcome = self
+            .call(&operation(event), |cx| {
+                self.client.state_change(cx, &request)
+            })
+            .await;
         self.judge(event, outcome).map(|_| ())
     }
 
@@ -364,10 +345,13 @@ impl Plugin {
         &self,
         request: &api::CreateContainerRequest,
     ) -> Result<Option<api::CreateContainerResponse>> {
-        self.ask(Event::CreateContainer, |cx| {
-            self.client.create_container(cx, request)
-        })
-        .await
+        let event = Event::CreateContainer;
+        let call = |cx| self.client.create_container(cx, request);
+        let answer = self.ask(event, call).await?;
+        if let Some(answer) = &answer {
+            self.wishes(&operation(event), answer.update.len(), answer.evict.len());
+        }
+        Ok(answer)
     }
 
     /// Asks what it makes of a client's update.
@@ -375,10 +359,13 @@ impl Plugin {
         &self,
         request: &api::UpdateContainerRequest,
     ) -> Result<Option<api::UpdateContainerResponse>> {
-        self.ask(Event::UpdateContainer, |cx| {
-            self.client.update_container(cx, request)
-        })
-        .await
+        let event = Event::UpdateContainer;
+        let call = |cx| self.client.update_container(cx, request);
+        let answer = self.ask(event, call).await?;
+        if let Some(answer) = &answer {
+            self.wishes(&operation(event), answer.update.len(), answer.evict.len());
+        }
+        Ok(answer)
     }
 
     /// Asks what it wants of others after a container's end.
@@ -386,10 +373,13 @@ impl Plugin {
         &self,
         request: &api::StopContainerRequest,
     ) -> Result<Option<api::StopContainerResponse>> {
-        self.ask(Event::StopContainer, |cx| {
-            self.client.stop_container(cx, request)
-        })
-        .await
+        let event = Event::StopContainer;
+        let call = |cx| self.client.stop_container(cx, request);
+        let answer = self.ask(event, call).await?;
+        if let Some(answer) = &answer {
+            self.wishes(&operation(event), answer.update.len(), 0);
+        }
+        Ok(answer)
     }
 
     /// Asks whether a pod's resources may change.
@@ -406,10 +396,12 @@ impl Plugin {
         &self,
         request: &api::ValidateContainerAdjustmentRequest,
     ) -> Result<()> {
-        let outcome = self
-            .call(|cx| self.client.validate_container_adjustment(cx, request))
-            .await;
         let event = Event::ValidateContainerAdjustment;
+        let outcome = self
+            .call(&operation(event), |cx| {
+                self.client.validate_container_adjustment(cx, request)
+            })
+            .await;
         let failed = |text: &str| {
             let text = format!("validator plugin {} failed: {text}", self.identity);
             Error::new(Kind::Unknown, text)
@@ -431,7 +423,7 @@ impl Plugin {
         if !self.wants(event) || self.is_ended() {
             return Ok(None);
         }
-        let outcome = self.call(call).await;
+        let outcome = self.call(&operation(event), call).await;
         self.judge(event, outcome)
     }
 
@@ -450,11 +442,30 @@ impl Plugin {
         }
     }
 
-    async fn call<T, F>(&self, call: impl FnOnce(Context) -> F) -> Result<T, CallError>
+    async fn call<T, F>(
+        &self,
+        operation: &str,
+        call: impl FnOnce(Context) -> F,
+    ) -> Result<T, CallError>
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
-        call_within(self.patience, &self.mux, call).await
+        let began = Instant::now();
+        let answer = call_within(self.patience, &self.mux, call).await;
+        let error = answer.as_ref().err().map(CallError::word);
+        let name = self.identity.to_string();
+        self.metrics.called(
+            &name,
+            operation,
+            began.elapsed(),
+            &error.unwrap_or_default(),
+        );
+        answer
+    }
+
+    fn wishes(&self, operation: &str, updates: usize, evictions: usize) {
+        let name = self.identity.to_string();
+        self.metrics.wished(&name, operation, updates, evictions);
     }
 
     async fn send(
@@ -466,7 +477,9 @@ impl Plugin {
         macro_rules! call {
             ($method:ident, $request:ident { $($field:ident),* }) => {{
                 let request = api::$request { $($field),* };
-                self.call(|cx| self.client.$method(cx, &request)).await.map(|_| ())
+                self.call(&operation(event), |cx| self.client.$method(cx, &request))
+                    .await
+                    .map(|_| ())
             }};
         }
         let pod = Some(pod.clone());
@@ -554,7 +567,7 @@ where
         biased;
         answer = answer => match answer {
             Ok(answer) => answer.map_err(CallError::of),
-            Err(_) => Err(CallError::Fatal("no answer in time".into())),
+            Err(_) => Err(CallError::Fatal(NO_ANSWER.into())),
         },
         // A call that was queued just when the connection went away is never answered by the crate.
         () = mux.ended() => Err(CallError::Fatal("the connection is closed".into())),

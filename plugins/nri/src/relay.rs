@@ -19,6 +19,7 @@ use crate::arrival::Listening;
 use crate::config::{Config, DefaultValidator};
 use crate::gate::Gate;
 use crate::merge::{Change, Creation, Updates};
+use crate::metrics::Metrics;
 use crate::plugin::{self, Host, Plugin};
 use crate::states::States;
 use crate::validator;
@@ -51,11 +52,17 @@ impl std::fmt::Debug for Relay {
 impl Relay {
     /// A relay without plugins; `version` is the daemon's own.
     pub fn new(config: Config, version: String) -> Arc<Self> {
+        Self::counting(config, version, Arc::default())
+    }
+
+    /// A relay that counts what plugins are asked.
+    pub(crate) fn counting(config: Config, version: String, metrics: Arc<Metrics>) -> Arc<Self> {
         let config = config.complete();
         let host = Host {
             version,
             registration: config.plugin_registration_timeout,
             request: config.plugin_request_timeout,
+            metrics,
         };
         Arc::new_cyclic(|me| Self {
             config,
@@ -125,13 +132,16 @@ impl Relay {
             let mut plugins = self.plugins.write();
             let at = plugins.partition_point(|p| p.identity.index <= plugin.identity.index);
             plugins.insert(at, plugin.clone());
+            self.host.metrics.set_active(plugins.len());
         }
         let me = self.me.clone();
         self.tasks.spawn("nri plugin", async move {
             plugin.ended().await;
             info!(nri.plugin = %plugin.identity, "plugin is gone");
             if let Some(me) = me.upgrade() {
-                me.plugins.write().retain(|p| !Arc::ptr_eq(p, &plugin));
+                let mut plugins = me.plugins.write();
+                plugins.retain(|p| !Arc::ptr_eq(p, &plugin));
+                me.host.metrics.set_active(plugins.len());
             }
             plugin.end().await;
         });

@@ -9,11 +9,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use corten_integration::daemon::{Daemon, Setup};
 use corten_integration::images::{self, Image, Layer, Recipe};
 use corten_integration::peers::{self, Kind};
-use corten_integration::process::program;
+use corten_integration::process::{eventually, program};
 use corten_integration::registry::Registry;
 use corten_integration::tarball::Tarball;
 use serde_json::json;
@@ -139,6 +140,16 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        for hierarchy in fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let cgroup = hierarchy.path().join(&self.cgroup[1..]);
+            // The last shims of a daemon may be on their way out.
+            let gone = || (fs::remove_dir(&cgroup).is_ok() || !cgroup.exists()).then_some(());
+            let _ = eventually(Duration::from_secs(5), gone);
+        }
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

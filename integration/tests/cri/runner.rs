@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use corten_integration::leaks;
-use corten_integration::process::eventually;
 use corten_integration::runner::{self, caught, failed, nothing_left};
 use corten_protos::runtime::v1;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -115,16 +114,6 @@ fn last_look(machine: &Arc<Machine>, failed: bool) -> Vec<String> {
     let code = machine.daemon.stop();
     if code != 0 {
         left.push(format!("the daemon ended with code {code} on SIGTERM"));
-    }
-    for hierarchy in fs::read_dir("/sys/fs/cgroup")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let cgroup = hierarchy.path().join(&machine.world.cgroup[1..]);
-        // The last shims of a daemon may be on their way out.
-        let gone = || (fs::remove_dir(&cgroup).is_ok() || !cgroup.exists()).then_some(());
-        let _ = eventually(Duration::from_secs(5), gone);
     }
     left
 }

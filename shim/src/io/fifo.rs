@@ -1,9 +1,10 @@
 //! Owns opening the client's fifos: never blocking, never failing for want of a peer.
 //!
-//! An output fifo is opened for reading and writing. So a client that is not there yet finds what was written, one that
-//! goes away costs neither EPIPE nor SIGPIPE, and a later one may attach. When the process has ended, a client that has
-//! not come yet is waited for a while (`linger`): the last close would throw away what is in the pipe, and who opens
-//! a fifo after it blocks for ever. ctr opens its end while it already asks for the start; a short process is faster.
+//! A client opens its ends while it already asks for the process, and is waited for (`readers`), but not for ever.
+//! An output fifo is then opened for reading and writing. So a client that is not there yet finds what was written, one
+//! that goes away costs neither EPIPE nor SIGPIPE, and a later one may attach. When the process has ended, a client that
+//! has not come yet is waited for a while (`linger`): the last close would throw away what is in the pipe, and who opens
+//! a fifo after it blocks for ever.
 //! An input fifo is opened for reading, plus a write end (the keeper) that CloseIO gives up.
 
 use std::cell::Cell;
@@ -24,7 +25,9 @@ thread_local! {
     static LINGERERS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How long a fifo waits for a client that has not opened it yet.
+/// How long a process waits for a client that reads its output. containerd's own shim waits for ever.
+const READERS: Duration = Duration::from_secs(2);
+/// How long a fifo of a process that has ended waits for a client that has not opened it yet.
 const LINGER: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -36,6 +39,33 @@ pub(super) enum Input {
     File(OwnedFd),
     /// Handed to the process as it is: /dev/null and its like, which its devices cgroup judges.
     Device(OwnedFd),
+}
+
+/// Waits until each output fifo has a reader, within limits. On a busy machine a short process could end before; and
+/// a client of containerd's that hears of the end while it still opens a fifo gives up, and loses the output.
+/// What this gives back keeps readers from seeing an end before the fifos are opened for good.
+pub(super) async fn readers(uris: [&str; 2]) -> Vec<OwnedFd> {
+    let deadline = tokio::time::Instant::now() + READERS;
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let mut held = Vec::new();
+    for path in uris.map(strip).iter().filter(|path| !path.is_empty()) {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match rustix::fs::open(*path, flags, Mode::empty()) {
+                Ok(write) => held.push(write),
+                // A fifo without a reader.
+                Err(rustix::io::Errno::NXIO) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = LOOK.min(pause * 2);
+                    continue;
+                }
+                // What is wrong with it shows when it is opened for good.
+                Err(_) => {}
+            }
+            break;
+        }
+    }
+    held
 }
 
 /// Opens a fifo, or whatever else the path names, for output.

@@ -220,6 +220,7 @@ impl Io {
                 self.open_both(shim, stdio, owner, size, sinks)?
             }
             Target::Fifo if stdio.terminal => {
+                let _held = fifo::readers([&stdio.stdout, ""]).await;
                 let sink = match stdio.stdout.as_str() {
                     "" => None,
                     path => Some(open_output(shim, path)?),
@@ -227,7 +228,10 @@ impl Io {
                 self.open_tty(shim, stdio, sink)?;
                 terminal(size)
             }
-            Target::Fifo => self.open_pipes(shim, stdio, owner)?,
+            Target::Fifo => {
+                let _held = fifo::readers([&stdio.stdout, &stdio.stderr]).await;
+                self.open_pipes(shim, stdio, owner)?
+            }
         })
     }
 

@@ -4,6 +4,7 @@ use super::*;
 use rustix::fs::{CWD, FileType, mknodat};
 use std::io::Read;
 use std::path::PathBuf;
+use std::task::Poll;
 
 struct Dir(PathBuf);
 
@@ -331,6 +332,38 @@ fn readers_that_left_a_silent_log_are_forgotten() {
             io.cri_log().unwrap().attach(0, sink);
             assert_eq!(open(), 2, "the reader's and ours");
             drop(reader);
+        }
+    });
+}
+
+#[test]
+fn a_process_waits_for_its_readers() {
+    let dir = Dir::new("readers");
+    run(async {
+        let shim = shim();
+        let stdio = Stdio {
+            stdout: dir.fifo("out"),
+            stderr: dir.fifo("err"),
+            ..Stdio::default()
+        };
+        let mut opening = std::pin::pin!(open_all(&shim, &stdio));
+        let is_open = std::future::poll_fn(|cx| Poll::Ready(opening.as_mut().poll(cx).is_ready()));
+        assert!(!is_open.await, "nobody reads yet");
+        let reader = |path: &str| {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            std::fs::File::from(rustix::fs::open(path, flags, Mode::empty()).unwrap())
+        };
+        let mut readers = [reader(&stdio.stdout), reader(&stdio.stderr)];
+        let (io, _stdin, stdout, stderr) = opening.await;
+        for (end, reader) in [stdout, stderr].into_iter().zip(&mut readers) {
+            // Not an end, though the ends that were tried are closed.
+            let error = reader.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            write(&end, b"x");
+        }
+        io.drain().await;
+        for reader in &mut readers {
+            assert_eq!(reader.read(&mut [0]).unwrap(), 1);
         }
     });
 }

@@ -49,3 +49,17 @@ pub(crate) async fn an_update_changes_what_it_names(h: Arc<Host>) {
     assert_eq!(memory(), "134217728");
     assert_eq!(c.kill_and_delete().await, 137);
 }
+
+pub(crate) async fn a_burst_falls_and_rises_with_its_quota(h: Arc<Host>) {
+    let c = h.container("c", &["sleep", "1000000"]).make().await;
+    c.create().await.unwrap();
+    let pid = c.start().await.unwrap();
+    // None exceeds the quota that comes with it, but each way round one exceeds the other's.
+    for (quota, burst) in [(50_000, 40_000), (20_000, 10_000), (60_000, 60_000)] {
+        let cpu = json!({"quota": quota, "period": 100_000, "burst": burst});
+        c.update(&json!({"cpu": cpu})).await.unwrap();
+        let got = setting(pid, "cpu/cpu.cfs_burst_us", "cpu.max.burst");
+        assert_eq!(got, burst.to_string());
+    }
+    assert_eq!(c.kill_and_delete().await, 137);
+}

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             daemons_of_1_7_are_served, shutdown_may_come_at_the_end_only, other_users_are_sent_away;
         fields: what_is_supported_takes_effect, what_is_not_supported_is_refused, hooks_run_in_their_order,
             a_hook_that_takes_too_long_fails_the_create, pipes_belong_to_whom_the_options_say;
-        limits: an_update_changes_what_it_names;
+        limits: an_update_changes_what_it_names, a_burst_falls_and_rises_with_its_quota;
         apparmor: profiles_confine, an_unknown_profile_is_refused;
         systemd: an_update_goes_through_systemd, pods_are_in_their_slice;
         other: runc_is_driven, debians_runc_is_driven, runc_tells_how_containers_end, runc_gives_terminals,

@@ -300,6 +300,9 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
     }
     let period = c.period.filter(|p| *p != 0);
     let quota = c.quota.filter(|q| *q != 0);
+    let put_burst = |b: u64| write(dir, "cpu.cfs_burst_us", b.to_string());
+    // A burst may not exceed the quota at any moment: one that falls comes first, one that rises last.
+    let early = c.burst.is_some_and(|b| put_burst(b).is_ok());
     let put_period = |p: u64| raw(dir, "cpu.cfs_period_us", &p.to_string());
     let put_quota = |q: i64| write(dir, "cpu.cfs_quota_us", q.to_string());
     // A nested group may not exceed its parent at any moment: the order depends on the old values.
@@ -321,8 +324,8 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
         (None, Some(q)) => put_quota(q)?,
         (None, None) => {}
     }
-    if let Some(burst) = c.burst {
-        write(dir, "cpu.cfs_burst_us", burst.to_string())?;
+    if let Some(burst) = c.burst.filter(|_| !early) {
+        put_burst(burst)?;
     }
     if let Some(idle) = c.idle {
         write(dir, "cpu.idle", idle.to_string())?;

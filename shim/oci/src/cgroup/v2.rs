@@ -176,6 +176,9 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
     if let Some(weight) = c.shares.and_then(weight).filter(|_| c.idle != Some(1)) {
         write(dir, "cpu.weight", weight.to_string())?;
     }
+    let put_burst = |b: u64| write(dir, "cpu.max.burst", b.to_string());
+    // A burst may not exceed the quota at any moment: one that falls comes first, one that rises last.
+    let early = c.burst.is_some_and(|b| put_burst(b).is_ok());
     let quota = c.quota.filter(|q| *q != 0);
     let period = c.period.filter(|p| *p != 0);
     if quota.is_some() || period.is_some() {
@@ -193,8 +196,8 @@ fn cpu(dir: &Path, c: &Cpu) -> Result<()> {
             format!("{quota} {}", period.unwrap_or(100_000)),
         )?;
     }
-    if let Some(burst) = c.burst {
-        write(dir, "cpu.max.burst", burst.to_string())?;
+    if let Some(burst) = c.burst.filter(|_| !early) {
+        put_burst(burst)?;
     }
     if !c.cpus.is_empty() {
         write(dir, "cpuset.cpus", &c.cpus)?;

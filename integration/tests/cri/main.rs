@@ -10,6 +10,7 @@
 )]
 
 mod apparmor;
+mod classes;
 mod containers;
 mod cri;
 mod handlers;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ("apparmor", apparmor::tests()),
         ("networks", networks::tests()),
         ("handlers", handlers::tests()),
+        ("classes", classes::tests()),
         ("containers", containers::tests()),
         ("metrics", metrics::tests()),
         ("streams", streams::tests()),

@@ -86,13 +86,7 @@ const NEEDS: &[Needs] = &[
     (
         "grpc.v1.cri",
         &["differ.v1", "metadata.v1", "mount-manager.v1", "runtime.v2"],
-        &[
-            "lease.v1",
-            "sandbox.store.v1",
-            "service.v1",
-            "shim.v1",
-            "transfer.v1",
-        ],
+        &["lease.v1", "sandbox.store.v1", "shim.v1", "transfer.v1"],
         NO_CLIENT,
     ),
     (

@@ -23,6 +23,9 @@ impl Limits {
     }
 }
 
+/// What the tasks service exports to the CRI if it is configured: the file that says what classes of block I/O mean.
+pub const BLOCKIO_FILE: &str = "blockio_config_file";
+
 /// A gRPC façade: adds its service to the routes of the sockets.
 pub trait GrpcService: Send + Sync {
     /// Called once for each listener.

@@ -6,12 +6,12 @@ use std::any::Any;
 use std::fs::{DirBuilder, Permissions};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use corten_core::filter::Filter;
 use corten_core::sandbox::Controller;
-use corten_core::service::GrpcService;
+use corten_core::service::{BLOCKIO_FILE, GrpcService};
 use corten_core::tasks_set::TaskSet;
 use corten_core::{Context as _, Error, Kind, Namespace, Result, kinds};
 use corten_registry::{BoxError, Context, InitError, Registration};
@@ -24,7 +24,7 @@ use crate::images::{CriService, Images};
 use crate::metrics::Metrics;
 use crate::pods::pause::Pause;
 use crate::service::Service;
-use crate::spec::Specs;
+use crate::spec::{Classes, Specs};
 use crate::stats::Collector;
 use crate::store::{Index, Names};
 use crate::streaming::{self, Tls, server};
@@ -78,6 +78,7 @@ fn cri(pause: Arc<Pause>, metrics: Arc<Metrics>) -> Registration {
         .requires::<kinds::SandboxController>()
         .requires::<kinds::Metadata>()
         .requires::<kinds::Runtime>()
+        .requires::<kinds::Service>()
         .requires::<kinds::Event>()
         .requires::<kinds::MountManager>()
         .requires::<kinds::Differ>()
@@ -117,7 +118,16 @@ async fn open(
     let networks = pods::network::open(&runtime).await?;
     let specs = {
         let runtime = runtime.clone();
-        corten_sys::blocking(move || Specs::new(&runtime)).await?
+        let services = cx.all::<kinds::Service>()?;
+        let tasks = services.get("tasks-service").map(|(_, meta)| &meta.exports);
+        let blockio = tasks
+            .and_then(|told| told.get(BLOCKIO_FILE))
+            .map(PathBuf::from);
+        corten_sys::blocking(move || {
+            let classes = Classes::read(blockio.as_deref());
+            Ok(Specs::new(&runtime)?.with_classes(classes))
+        })
+        .await?
     };
     let properties = cx.properties();
     let cri = Arc::new(Cri {

@@ -13,6 +13,7 @@
 
 mod annotations;
 mod apparmor;
+mod blockio;
 mod caps;
 mod cdi;
 mod classes;

@@ -13,7 +13,7 @@ use corten_core::containers::Containers;
 use corten_core::content::Content;
 use corten_core::filter::Filter;
 use corten_core::runtime::{CreateOptions, ExecOptions, State, Stdio, Task, Tasks as Runtime};
-use corten_core::service::GrpcService;
+use corten_core::service::{BLOCKIO_FILE, GrpcService};
 use corten_core::warnings::{
     Deprecation, RUNC_OPTIONS_TASK_API_ADDRESS, RUNC_OPTIONS_TASK_API_VERSION, Warnings,
 };
@@ -32,8 +32,9 @@ use corten_protos::containerd::types::Metric;
 use corten_protos::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
 use corten_protos::google::protobuf::Empty;
 use corten_protos::{any, time};
-use corten_registry::Registration;
+use corten_registry::{Context, Registration};
 use futures::future::join_all;
+use serde::{Deserialize, Serialize};
 use tonic::{Request, async_trait};
 use tracing::{error, info, warn};
 
@@ -448,6 +449,29 @@ async fn process(task: &Arc<dyn Task>, exec_id: &str) -> Result<Process, Error> 
     })
 }
 
+/// `[plugins."io.containerd.service.v1.tasks-service"]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Config {
+    /// What classes of block I/O mean to the CRI.
+    blockio_config_file: String,
+    /// What classes of cache and memory bandwidth are to be made.
+    rdt_config_file: String,
+}
+
+// === impl Config ===
+
+impl Config {
+    fn tell(self, cx: &mut Context) {
+        if !self.blockio_config_file.is_empty() {
+            cx.export(BLOCKIO_FILE, self.blockio_config_file);
+        }
+        if !self.rdt_config_file.is_empty() {
+            error!("RDT initialization failed: cortend makes no classes of it");
+        }
+    }
+}
+
 /// The service, and the plugin that puts it on the sockets.
 pub fn registrations() -> [Registration; 2] {
     [service(), exposed("tasks", "tasks-service")]
@@ -458,8 +482,10 @@ fn service() -> Registration {
         .requires::<kinds::Metadata>()
         .requires::<kinds::Runtime>()
         .requires::<kinds::Warning>()
-        .init_plain(|cx| {
+        .config::<Config>()
+        .init(|cx, config: Config| {
             Box::pin(async move {
+                config.tell(cx);
                 let stats = cx
                     .properties()
                     .timeouts

@@ -4,9 +4,10 @@
 //! an error, unless the configuration says to go on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use corten_core::{Error, Result};
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::oci::{BlockIo, IntelRdt, Spec};
 use crate::config;
@@ -41,6 +42,18 @@ pub struct Classes {
 // === impl Classes ===
 
 impl Classes {
+    /// What the tasks service was configured with. A file that cannot be used leaves its kind off, as containerd does.
+    /// Blocks.
+    pub fn read(blockio: Option<&Path>) -> Self {
+        let blockio = blockio.and_then(|path| {
+            let classes = super::blockio::read(path);
+            classes
+                .inspect_err(|error| error!(%error, "blockio initialization failed"))
+                .ok()
+        });
+        Self { blockio, rdt: None }
+    }
+
     /// Puts a container into the classes that annotations name.
     pub(super) fn apply(
         &self,

@@ -95,6 +95,10 @@ network containerd-net-failpoint cni-bridge-fp cni-fp '"capabilities": {"io.kube
     >/etc/cni/fp.d/10-containerd-net.conflist
 serve_images
 
+# Stock containerd has options of runc's for the handler of that name, and hands them to no other runtime in its form.
+handler=runc
+[ "$under_test/$runtime" = reference/io.containerd.corten.v2 ] && handler=corten
+
 # --- daemon and suite ------------------------------------------------------------------------------------------------------
 socket=/run/containerd-test/containerd.sock
 cat >config.toml <<T
@@ -107,8 +111,8 @@ state = "/run/containerd-test"
   drain_exec_sync_io_timeout = "10s"
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".containerd]
-    default_runtime_name = "runc"
-  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    default_runtime_name = "$handler"
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.$handler]
     runtime_type = "$runtime"
     sandboxer = "$sandboxer"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc-fp]

@@ -46,12 +46,11 @@ pub(super) enum Input {
 /// What this gives back keeps readers from seeing an end before the fifos are opened for good.
 pub(super) async fn readers(uris: [&str; 2]) -> Vec<OwnedFd> {
     let deadline = tokio::time::Instant::now() + READERS;
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let mut held = Vec::new();
     for path in uris.map(strip).iter().filter(|path| !path.is_empty()) {
         let mut pause = Duration::from_millis(1);
         loop {
-            match rustix::fs::open(*path, flags, Mode::empty()) {
+            match open_write(path) {
                 Ok(write) => held.push(write),
                 // A fifo without a reader.
                 Err(rustix::io::Errno::NXIO) if tokio::time::Instant::now() < deadline => {
@@ -72,10 +71,12 @@ pub(super) async fn readers(uris: [&str; 2]) -> Vec<OwnedFd> {
 pub(super) fn open_output(uri: &str) -> Result<Sink> {
     let path = strip(uri);
     let what = || format!("containerd-shim: opening w/o fifo {path:?} failed");
-    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let both = || rustix::fs::open(path, flags | OFlags::RDWR, Mode::empty()).context(what());
+    let both = || {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        rustix::fs::open(path, flags, Mode::empty()).context(what())
+    };
     // Kept open until there is the other one: the reader must not see an end in between.
-    let write = match rustix::fs::open(path, flags | OFlags::WRONLY, Mode::empty()) {
+    let write = match open_write(path) {
         // A fifo without a reader.
         Err(rustix::io::Errno::NXIO) => return Ok(Sink::Stream(End::fifo(both()?, false)?.into())),
         other => other.context(what())?,
@@ -117,8 +118,7 @@ pub(super) fn open_input(uri: &str) -> Result<Input> {
 pub(super) fn open_reader(uri: &str) -> Result<Sink> {
     let path = strip(uri);
     let what = || format!("open fifo {path:?}");
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let write = rustix::fs::open(path, flags, Mode::empty());
+    let write = open_write(path);
     if matches!(write, Err(rustix::io::Errno::NXIO)) {
         return Err(Error::precondition(format!("{}: nobody reads", what())));
     }
@@ -127,6 +127,12 @@ pub(super) fn open_reader(uri: &str) -> Result<Sink> {
         return Err(Error::invalid(format!("{}: not a fifo", what())));
     }
     Sink::stream(write)
+}
+
+/// Opens a path for writing alone; a fifo without a reader is ENXIO.
+fn open_write(path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 /// Keeps a fifo that nobody has read yet until a client opens it, within limits. Then the client has it, whatever we

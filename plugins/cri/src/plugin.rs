@@ -179,8 +179,11 @@ async fn open(
 async fn up(cri: &Arc<Cri>) -> Result<()> {
     // Where tools look for the bundles of Kubernetes' tasks, also while all pods are with our shim and have none there.
     let tasks = cri.state.with_file_name("io.containerd.runtime.v2.task");
-    let ours = [(cri.root.clone(), 0o700), (cri.state.clone(), 0o700)];
-    for (dir, mode) in ours.into_iter().chain([(tasks.join(NAMESPACE), 0o711)]) {
+    for (dir, mode) in [
+        (cri.root.clone(), 0o700),
+        (cri.state.clone(), 0o700),
+        (tasks.join(NAMESPACE), 0o711),
+    ] {
         corten_sys::blocking(move || private(&dir, mode))
             .await
             .context("make a folder of the CRI")?;
